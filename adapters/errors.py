@@ -1,0 +1,68 @@
+"""One tree of errors for the control plane.
+
+A message says what was found and what was expected; `hint` says in one line what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class AdaptersError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class InvalidName(AdaptersError):
+    """A route name, version reference or policy key that breaks the grammar."""
+
+
+class NotFound(AdaptersError):
+    """A route, version, classifier or file that does not exist."""
+
+
+class AlreadyExists(AdaptersError):
+    """Something of that name exists already."""
+
+
+class Conflict(AdaptersError):
+    """The route changed since the caller read it (expected revision differs)."""
+
+
+class Refused(AdaptersError):
+    """The registry's rules do not allow the change in the present state."""
+
+
+class GateRefused(Refused):
+    """The promotion gate found unmet conditions; `unmet` lists every one of them."""
+
+    def __init__(self, message: str, *, hint: str, unmet: Sequence[str]) -> None:
+        super().__init__(message, hint=hint)
+        self.unmet = tuple(unmet)
+
+
+class BadAdapter(AdaptersError):
+    """A PEFT folder that is not loadable or not safe; `problems` lists every reason."""
+
+    def __init__(self, message: str, *, hint: str, problems: Sequence[str]) -> None:
+        super().__init__(message, hint=hint)
+        self.problems = tuple(problems)
+
+
+class BadInput(AdaptersError):
+    """A file of rows, evidence or manifest that breaks its format."""
+
+
+class StoreCorrupted(AdaptersError):
+    """Stored bytes no longer match the digest they are filed under."""
+
+
+class RegistryUnavailable(AdaptersError):
+    """The registry's database cannot be opened, read or written, or has an unknown schema."""

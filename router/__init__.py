@@ -1,0 +1,1 @@
+"""Data plane: HTTP in, decision, engine, HTTP out."""

@@ -1,0 +1,58 @@
+"""The contract every engine keeps; `tests/backend_contract.py` is its conformance suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from adapters.types import AdapterVersion
+
+from ..types import Call, Reply
+
+
+class Backend(Protocol):
+    """An engine that serves one base and any number of adapter versions.
+
+    All methods run on the gateway's event loop and must not block it: work goes to threads or processes.
+    Methods may be called concurrently. Errors come from `router.errors`.
+    """
+
+    @property
+    def base_id(self) -> str:
+        """The id the base is served under. Constant."""
+
+    @property
+    def base_fingerprint(self) -> str | None:
+        """The base's fingerprint, `None` where this engine cannot tell. Constant after `start`."""
+
+    async def start(self) -> None:
+        """Bring the engine up; returns once the base can answer. Raises `EngineFailed`."""
+
+    async def stop(self) -> None:
+        """Stop taking calls, end running ones with `EngineFailed`, free everything. Idempotent."""
+
+    async def ready(self) -> bool:
+        """Whether the base can answer now. Never raises."""
+
+    async def load(self, version: AdapterVersion, folder: Path) -> None:
+        """Make `version` (files in `folder`, verified) resident, and prove that it is applied.
+
+        Afterwards calls for `version.engine_name` pay no load. Idempotent; runs beside traffic without
+        disturbing it. Raises `AdapterUnavailable` and leaves everything as it was.
+        """
+
+    async def unload(self, engine_name: str) -> None:
+        """Forget a version nobody will ask for again; calls already running for it finish. Idempotent."""
+
+    def is_resident(self, engine_name: str) -> bool:
+        """Whether a call for `engine_name` would pay no load."""
+
+    async def open(self, call: Call) -> Reply:
+        """Begin to answer. Everything that can be refused is refused here, before the first byte:
+
+        `InvalidRequest` (wrong or unsupported parameter, named; too long for the context),
+        `AdapterUnavailable` (the version is not resident), `EngineOverloaded`, `EngineFailed`.
+        Afterwards `reply.body` may raise `EngineFailed`. For a stream, the body ends with `data: [DONE]`.
+        `model` in the answer is `call.engine_name`. Closing `reply.body` stops the work for this call
+        within one decoding step.
+        """

@@ -1,0 +1,1 @@
+"""The classifier: features, head, calibration, abstention, evaluation."""

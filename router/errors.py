@@ -1,0 +1,131 @@
+"""One tree of errors for the data plane, and the one table that maps errors to the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adapters.errors import (
+    AdaptersError,
+    AlreadyExists,
+    BadAdapter,
+    BadInput,
+    Conflict,
+    GateRefused,
+    InvalidName,
+    NotFound,
+    Refused,
+    RegistryUnavailable,
+    StoreCorrupted,
+)
+
+
+class RouterError(Exception):
+    """Base of every error this package raises on purpose.
+
+    `message` is shown to the client: it holds no prompt, no path and no key. `param` names the request
+    field at fault. `code` overrides the table's code.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+class InvalidRequest(RouterError):
+    """The request cannot be served as it stands: malformed, unsupported or out of range."""
+
+
+class BodyTooLarge(RouterError):
+    """The body is over the size limit."""
+
+
+class Unauthorized(RouterError):
+    """No key, or a wrong one."""
+
+
+class Forbidden(RouterError):
+    """A key without the right, or a foreign Origin or Host."""
+
+
+class ModelNotFound(RouterError):
+    """`model` names nothing that is served."""
+
+
+class RouteDisabled(RouterError):
+    """A pinned version of a disabled route."""
+
+
+class AdapterUnavailable(RouterError):
+    """The version cannot be served now: not resident, not loadable, or not proved to be applied."""
+
+
+class EngineOverloaded(RouterError):
+    """The engine or a cap takes no further request now."""
+
+
+class EngineFailed(RouterError):
+    """The engine died, hung or answered garbage."""
+
+
+class ClassifierInvalid(RouterError):
+    """A classifier artifact that cannot be read or does not match its digest."""
+
+
+class ConfigInvalid(RouterError):
+    """Settings that cannot be served with; the message lists every problem."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """How an error looks outside: HTTP status, OpenAI `type` and default `code`."""
+
+    status: int
+    type: str
+    code: str | None
+
+
+TABLE: dict[type[Exception], Wire] = {
+    InvalidRequest: Wire(400, "invalid_request_error", None),
+    BodyTooLarge: Wire(413, "invalid_request_error", "request_too_large"),
+    Unauthorized: Wire(401, "invalid_request_error", "invalid_api_key"),
+    Forbidden: Wire(403, "invalid_request_error", "forbidden"),
+    ModelNotFound: Wire(404, "invalid_request_error", "model_not_found"),
+    RouteDisabled: Wire(409, "invalid_request_error", "route_disabled"),
+    AdapterUnavailable: Wire(503, "server_error", "adapter_unavailable"),
+    EngineOverloaded: Wire(429, "rate_limit_error", "engine_overloaded"),
+    EngineFailed: Wire(502, "server_error", "engine_failed"),
+    ClassifierInvalid: Wire(500, "server_error", "classifier_invalid"),
+    ConfigInvalid: Wire(500, "server_error", "config_invalid"),
+    RouterError: Wire(500, "server_error", "internal_error"),
+    InvalidName: Wire(400, "invalid_request_error", "invalid_name"),
+    NotFound: Wire(404, "invalid_request_error", "not_found"),
+    AlreadyExists: Wire(409, "invalid_request_error", "already_exists"),
+    Conflict: Wire(409, "invalid_request_error", "conflict"),
+    Refused: Wire(409, "invalid_request_error", "refused"),
+    GateRefused: Wire(409, "invalid_request_error", "gate_refused"),
+    BadAdapter: Wire(400, "invalid_request_error", "bad_adapter"),
+    BadInput: Wire(400, "invalid_request_error", "bad_input"),
+    StoreCorrupted: Wire(500, "server_error", "store_corrupted"),
+    RegistryUnavailable: Wire(503, "server_error", "registry_unavailable"),
+    AdaptersError: Wire(500, "server_error", "internal_error"),
+}
+INTERNAL = Wire(500, "server_error", "internal_error")
+
+
+def wire_for(error: BaseException) -> Wire:
+    """The most specific entry for `error`; unknown exceptions are internal errors."""
+    return next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), INTERNAL)
+
+
+def error_object(error: BaseException) -> dict[str, dict[str, str | None]]:
+    """The OpenAI error object. Unknown exceptions show nothing of themselves."""
+    wire = wire_for(error)
+    known = isinstance(error, (RouterError, AdaptersError))
+    message = error.message if isinstance(error, (RouterError, AdaptersError)) else "internal error"
+    code = (error.code if isinstance(error, RouterError) else None) or wire.code
+    param = error.param if isinstance(error, RouterError) else None
+    return {
+        "error": {"message": message if known else "internal error", "type": wire.type, "param": param, "code": code}
+    }

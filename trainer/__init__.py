@@ -1,0 +1,1 @@
+"""Offline plane: data in, adapter version and evidence out."""
