@@ -1,0 +1,115 @@
+"""The classifier on disk: a folder without pickle. `loader.py` reads it back.
+
+    weights.npy      float32 (features, labels)
+    intercepts.npy   float32 (labels,)
+    idf.npy          float64 (features,)
+    vocabulary.json  {"words": [...], "characters": [...]}: terms by column
+    classifier.json  everything else, and size and sha256 of the files above; written last
+
+The digest is the sha256 of classifier.json's canonical content without its field `digest`. The terms of the
+vocabulary stem from the examples; whole examples are not stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from adapters.errors import AlreadyExists
+from adapters.rows import canonical_json, sha256_json
+
+from .classifier import Classifier
+
+SCHEMA = 1
+MANIFEST = "classifier.json"
+FILES = ("weights.npy", "intercepts.npy", "idf.npy", "vocabulary.json")
+
+
+def save_classifier(classifier: Classifier, folder: Path) -> None:
+    """Write `folder` whole or not at all; the same classifier again changes nothing.
+
+    Raises `AlreadyExists` where `folder` holds anything else, `OSError` where it cannot be written.
+    """
+    files = _encode(classifier)
+    body = _body(classifier, files)
+    manifest = canonical_json({**body, "digest": sha256_json(body)}).encode()
+    if folder.exists():
+        if (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == manifest:
+            return
+        raise AlreadyExists(f"{folder.name} exists and is not this classifier", hint="name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    staged.mkdir()
+    try:
+        for name, content in [*files.items(), (MANIFEST, manifest)]:
+            _write(staged / name, content)
+        _sync_folder(staged)
+        staged.rename(folder)
+        _sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def digest_of(classifier: Classifier) -> str:
+    """The digest `classifier` has on disk, whatever its field `digest` says."""
+    return sha256_json(_body(classifier, _encode(classifier)))
+
+
+def _encode(classifier: Classifier) -> dict[str, bytes]:
+    words, characters = classifier.features.words, classifier.features.characters
+    idf = [idf for block in (words, characters) for _, idf in block.columns.values()]
+    # ASCII JSON: a term may hold half a surrogate pair, which UTF-8 cannot carry.
+    vocabulary = json.dumps({"words": list(words.columns), "characters": list(characters.columns)})
+    return {
+        "weights.npy": _npy(classifier.head.weights),
+        "intercepts.npy": _npy(classifier.head.intercepts),
+        "idf.npy": _npy(np.array(idf, dtype=np.float64)),
+        "vocabulary.json": vocabulary.encode(),
+    }
+
+
+def _body(classifier: Classifier, files: Mapping[str, bytes]) -> dict[str, object]:
+    return {
+        "schema": SCHEMA,
+        "text_rule": classifier.text_rule,
+        "labels": list(classifier.head.labels),
+        "unseen_idf": classifier.features.words.unseen_idf,
+        "temperature": classifier.temperature,
+        "score": classifier.score_name,
+        "threshold": classifier.threshold,
+        "summary": dict(classifier.summary),
+        "files": {
+            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in files.items()
+        },
+    }
+
+
+def _npy(array: npt.NDArray[np.floating]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,149 @@
+"""Text to sparse features: TF-IDF over words and over characters, two blocks side by side.
+
+Words: 1- and 2-grams of `\\w+`. Characters: 2- to 5-grams inside padded words (`char_wb`). Weight of a term:
+(1 + ln tf) · idf with idf = ln((1 + n) / (1 + df)) + 1. Each block is divided by its Euclidean length,
+*terms no example has included* (their df is 0): a text that is mostly unknown gets small features and so small
+scores, where plain TF-IDF would blow up the little it knows. Where every term is known the result is
+scikit-learn's `TfidfVectorizer(sublinear_tf=True)` (tested), in a fraction of its time for one text.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
+
+# Work per text is bounded: of a longer text only the two ends are read, where an instruction usually stands.
+HEAD_CHARACTERS = 2_000
+TAIL_CHARACTERS = 2_000
+
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """One text's features: `values` at columns `indices`, both of length n (0 where no term is known)."""
+
+    indices: Indices
+    values: Floats
+
+
+def clip(text: str) -> str:
+    """The part of `text` that is read, in lower case: all of it, or its head and its tail."""
+    if len(text) > HEAD_CHARACTERS + TAIL_CHARACTERS:
+        text = f"{text[:HEAD_CHARACTERS]} {text[-TAIL_CHARACTERS:]}"
+    return text.lower()
+
+
+def word_terms(text: str) -> list[str]:
+    """Words and pairs of neighbouring words of a clipped text."""
+    words = _WORD.findall(text)
+    return words + [f"{first} {second}" for first, second in itertools.pairwise(words)]
+
+
+def character_terms(text: str) -> list[str]:
+    """Character 2- to 5-grams of each word of a clipped text, the word padded with one space on both sides.
+
+    A padded word shorter than n counts once, as itself, for the first such n only (as in scikit-learn).
+    """
+    terms: list[str] = []
+    for word in text.split():
+        padded = f" {word} "
+        length = len(padded)
+        for size in (2, 3, 4, 5):
+            if size >= length:
+                terms.append(padded)
+                break
+            terms += [padded[start : start + size] for start in range(length - size + 1)]
+    return terms
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One family of terms: term → (column, idf). `unseen_idf` weighs a term that no example has."""
+
+    extract: Callable[[str], list[str]]
+    columns: Mapping[str, tuple[int, float]]
+    unseen_idf: float
+
+    def weigh(self, clipped: str) -> tuple[list[int], list[float]]:
+        """Columns and values of the known terms of a clipped text; the values' length is at most 1."""
+        known: list[int] = []
+        weights: list[float] = []
+        squares = 0.0
+        for term, count in Counter(self.extract(clipped)).items():
+            frequency = 1.0 if count == 1 else 1.0 + math.log(count)
+            found = self.columns.get(term)
+            if found is None:
+                squares += (frequency * self.unseen_idf) ** 2
+                continue
+            weight = frequency * found[1]
+            known.append(found[0])
+            weights.append(weight)
+            squares += weight * weight
+        length = math.sqrt(squares)
+        return known, [weight / length for weight in weights]
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """The fitted transform. Columns run through the words first, then the characters."""
+
+    words: Block
+    characters: Block
+
+    @property
+    def size(self) -> int:
+        return len(self.words.columns) + len(self.characters.columns)
+
+    def transform(self, text: str) -> Sparse:
+        """Features of any text whatever; work is bounded by `HEAD_CHARACTERS + TAIL_CHARACTERS`."""
+        clipped = clip(text)
+        columns, values = self.words.weigh(clipped)
+        more_columns, more_values = self.characters.weigh(clipped)
+        return Sparse(
+            np.array(columns + more_columns, dtype=np.int64), np.array(values + more_values, dtype=np.float32)
+        )
+
+    def terms(self) -> list[str]:
+        """Every term by column, for explanations."""
+        return [*self.words.columns, *self.characters.columns]
+
+
+def build_features(words: Mapping[str, float], characters: Mapping[str, float], unseen_idf: float) -> Features:
+    """Features from term → idf of each block, in column order."""
+    starts = (0, len(words))
+    blocks = [
+        Block(extract, {term: (start + at, idf) for at, (term, idf) in enumerate(table.items())}, unseen_idf)
+        for extract, table, start in zip((word_terms, character_terms), (words, characters), starts, strict=True)
+    ]
+    return Features(*blocks)
+
+
+def fit_features(texts: Sequence[str], keep_rare: Sequence[bool]) -> Features:
+    """Vocabulary and idf of `texts`.
+
+    A term of a single text is kept only where `keep_rare` is true for that text: it is noise where a route
+    has many examples, and all there is where it has a few.
+    """
+    tables: list[dict[str, float]] = []
+    for extract in (word_terms, character_terms):
+        counts: Counter[str] = Counter()
+        rare: set[str] = set()
+        for text, keep in zip(texts, keep_rare, strict=True):
+            terms = set(extract(clip(text)))
+            counts.update(terms)
+            if keep:
+                rare |= terms
+        kept = sorted(term for term, count in counts.items() if count > 1 or term in rare)
+        tables.append({term: math.log((1 + len(texts)) / (1 + counts[term])) + 1 for term in kept})
+    return build_features(tables[0], tables[1], unseen_idf=math.log(1 + len(texts)) + 1)

@@ -1,0 +1,213 @@
+"""Reads a classifier folder, trusting nothing in it: sizes, digests, shapes, types and values are checked first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from adapters.errors import InvalidName
+from adapters.rows import canonical_json, sha256_json
+from adapters.types import parse_route_name
+
+from ..errors import ClassifierInvalid
+from .abstain import SCORE_NAMES, ScoreName
+from .artifact import FILES, MANIFEST, SCHEMA
+from .classifier import BASE, TEXT_RULE, Classifier
+from .features import build_features
+from .head import Head
+
+MAX_MANIFEST_BYTES = 8 * 1024 * 1024
+MAX_HEADER_BYTES = 1_000  # of an .npy file; ours take 128
+
+
+def load_classifier(folder: Path, *, digest: str | None = None) -> Classifier:
+    """The classifier in `folder`, its weights memory-mapped (processes that load it share them).
+
+    Raises `ClassifierInvalid` listing every problem; also where it is not the one named by `digest`.
+    """
+    manifest = _manifest(folder, digest)
+    problems = [problem for name in FILES for problem in _file_problems(folder / name, manifest.files[name])]
+    _raise(problems)
+    vocabulary = _vocabulary(folder / "vocabulary.json")
+    size, labels = sum(map(len, vocabulary)), len(manifest.labels)
+    weights = _array(folder / "weights.npy", np.float32, (size, labels), problems)
+    intercepts = _array(folder / "intercepts.npy", np.float32, (labels,), problems)
+    idf = _array(folder / "idf.npy", np.float64, (size,), problems)
+    _raise(problems)
+    values = idf.tolist()
+    words, characters = vocabulary
+    features = build_features(
+        dict(zip(words, values[: len(words)], strict=True)),
+        dict(zip(characters, values[len(words) :], strict=True)),
+        manifest.unseen_idf,
+    )
+    return Classifier(
+        features,
+        Head(manifest.labels, weights, intercepts),
+        manifest.temperature,
+        manifest.score,
+        manifest.threshold,
+        manifest.summary,
+        manifest.digest,
+    )
+
+
+class _Manifest:
+    """classifier.json, field by field; every problem is collected in `problems`."""
+
+    def __init__(self, value: Mapping[str, object]) -> None:
+        self.problems: list[str] = []
+        self._value = value
+        self.digest = str(value.get("digest"))
+        body = {key: item for key, item in value.items() if key != "digest"}
+        if self.digest != sha256_json(body):
+            self.problems.append(f"{MANIFEST} does not match its digest")
+        if value.get("schema") != SCHEMA:
+            self.problems.append(f"schema is {value.get('schema')!r:.20}, this version reads {SCHEMA}")
+        if value.get("text_rule") != TEXT_RULE:
+            self.problems.append(f"text_rule is {value.get('text_rule')!r:.80}, this version follows {TEXT_RULE!r}")
+        self.labels = self._labels()
+        self.unseen_idf = self._number("unseen_idf")
+        self.temperature = self._number("temperature")
+        self.threshold = self._number("threshold")
+        self.score = self._score()
+        self.summary = self._mapping("summary")
+        self.files = self._files()
+        if not self.temperature > 0:
+            self.problems.append(f"temperature {self.temperature} is not positive")
+
+    def _labels(self) -> tuple[str, ...]:
+        found = self._value.get("labels")
+        labels = tuple(str(label) for label in found) if isinstance(found, list) else ()
+        routes = [label for label in labels if label != BASE]
+        if list(labels) != sorted(set(labels)) or not routes:
+            self.problems.append("labels are not a sorted list of distinct names with a route among them")
+        for route in routes:
+            try:
+                parse_route_name(route)
+            except InvalidName as error:
+                self.problems.append(f"labels: {error.message:.120}")
+        return labels
+
+    def _number(self, key: str) -> float:
+        found = self._value.get(key)
+        if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+            self.problems.append(f"{key} is {found!r:.40}, expected a finite number")
+            return 1.0
+        return float(found)
+
+    def _score(self) -> ScoreName:
+        for name in SCORE_NAMES:
+            if name == self._value.get("score"):
+                return name
+        self.problems.append(f"score is {self._value.get('score')!r:.40}, expected one of {', '.join(SCORE_NAMES)}")
+        return SCORE_NAMES[0]
+
+    def _mapping(self, key: str) -> dict[str, object]:
+        found = self._value.get(key)
+        if not isinstance(found, dict):
+            self.problems.append(f"{key} is not an object")
+            return {}
+        return found
+
+    def _files(self) -> dict[str, tuple[int, str]]:
+        found = self._mapping("files")
+        if set(found) != set(FILES):
+            self.problems.append(f"files are {sorted(found)!r:.200}, expected {sorted(FILES)}")
+        files: dict[str, tuple[int, str]] = {}
+        for name in FILES:
+            entry = found.get(name)
+            size, sha256 = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+            if not isinstance(size, int) or not isinstance(sha256, str):
+                self.problems.append(f"files: {name} lacks bytes or sha256")
+            files[name] = (size if isinstance(size, int) else 0, str(sha256))
+        return files
+
+
+def _manifest(folder: Path, digest: str | None) -> _Manifest:
+    path = folder / MANIFEST
+    try:
+        if path.is_symlink():
+            raise ClassifierInvalid(f"{MANIFEST} is a link")
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ClassifierInvalid(f"{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
+        value = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        canonical_json(value).encode()
+    except OSError as error:
+        raise ClassifierInvalid(f"no classifier there: {MANIFEST} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise ClassifierInvalid(f"{MANIFEST} is not valid JSON ({error!s:.120})") from error
+    if not isinstance(value, dict):
+        raise ClassifierInvalid(f"{MANIFEST} is not a JSON object")
+    manifest = _Manifest(value)
+    if digest is not None and manifest.digest != digest:
+        manifest.problems.append(f"this is classifier {manifest.digest[:16]}, expected {digest[:16]}")
+    _raise(manifest.problems)
+    return manifest
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _file_problems(path: Path, expected: tuple[int, str]) -> list[str]:
+    size, sha256 = expected
+    try:
+        if path.is_symlink():
+            return [f"{path.name} is a link"]
+        found = path.stat().st_size
+        if found != size:
+            return [f"{path.name} has {found} bytes, expected {size}"]
+        with path.open("rb") as file:
+            matches = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError as error:
+        return [f"{path.name} cannot be read ({error.strerror})"]
+    return [] if matches else [f"{path.name} does not match its sha256"]
+
+
+def _vocabulary(path: Path) -> tuple[list[str], list[str]]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ClassifierInvalid(f"{path.name} is not valid JSON ({error!s:.120})") from error
+    blocks: list[list[str]] = []
+    for key in ("words", "characters"):
+        terms = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(terms, list) or not all(isinstance(term, str) for term in terms):
+            raise ClassifierInvalid(f"{path.name}: {key!r} is not a list of strings")
+        if len(set(terms)) != len(terms):
+            raise ClassifierInvalid(f"{path.name}: {key!r} repeats a term")
+        blocks.append(terms)
+    return blocks[0], blocks[1]
+
+
+def _array(
+    path: Path, kind: type[np.floating], shape: tuple[int, ...], problems: list[str]
+) -> npt.NDArray[np.floating]:
+    """The array in `path`; a wrong one is described in `problems`."""
+    try:
+        # Not mapped where it is empty: an empty file region cannot be.
+        mode = "r" if math.prod(shape) else None
+        array: npt.NDArray[np.floating] = np.asarray(
+            np.load(path, mmap_mode=mode, allow_pickle=False, max_header_size=MAX_HEADER_BYTES)
+        )
+    except (OSError, ValueError, EOFError, MemoryError, SyntaxError) as error:
+        problems.append(f"{path.name} is no plain array ({error!s:.120})")
+        return np.zeros(shape, dtype=kind)
+    if array.dtype != kind or array.shape != shape:
+        problems.append(f"{path.name} is {array.dtype} {array.shape}, expected {np.dtype(kind)} {shape}")
+    elif not np.isfinite(array).all():
+        problems.append(f"{path.name} holds NaN or Inf")
+    return array
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise ClassifierInvalid(f"classifier refused: {'; '.join(problems)}")
