@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-class AdaptersError(Exception):
-    """Base of every error this package raises on purpose."""
+class BranchlineError(Exception):
+    """Root of the error trees of all rooms: what the command line shows as one line instead of a traceback."""
 
-    def __init__(self, message: str, *, hint: str) -> None:
+    def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class AdaptersError(BranchlineError):
+    """Base of every error this package raises on purpose."""
 
 
 class InvalidName(AdaptersError):

@@ -9,6 +9,7 @@ from adapters.errors import (
     AlreadyExists,
     BadAdapter,
     BadInput,
+    BranchlineError,
     Conflict,
     GateRefused,
     InvalidName,
@@ -19,16 +20,15 @@ from adapters.errors import (
 )
 
 
-class RouterError(Exception):
+class RouterError(BranchlineError):
     """Base of every error this package raises on purpose.
 
     `message` is shown to the client: it holds no prompt, no path and no key. `param` names the request
-    field at fault. `code` overrides the table's code.
+    field at fault. `code` overrides the table's code. `hint` is for the operator's terminal.
     """
 
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
         self.param = param
         self.code = code
 

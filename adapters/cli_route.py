@@ -1,0 +1,271 @@
+"""The `route` group: what is wanted. Traffic commands wait until gateways say it is in force."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from . import examples as exemplar_texts
+from .cli import FOLDER, find_version, open_home, state_json
+from .convergence import wait_in_force
+from .errors import BadInput, InvalidName
+from .home import Home, home_options
+from .journal import Change
+from .output import json_option, note, print_json, print_table
+from .policy import Policy, parse_assignments
+from .promotion import promote as promote_through_gate
+from .records import event_row
+from .registry import Registry
+from .rows import read_texts
+from .types import AdapterRef, RouteState
+
+
+@click.group()
+def route() -> None:
+    """Create routes; promote, roll back, disable and enable them."""
+
+
+def traffic_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that every command which moves traffic takes."""
+    command = click.option("--no-wait", is_flag=True, help="Do not wait until gateways follow.")(command)
+    return click.option("--expect-revision", type=int, help="Refuse where the route is no longer at this revision.")(
+        command
+    )
+
+
+@route.command()
+@click.argument("name")
+@click.option("--examples", type=FOLDER, help='Example utterances, rows {"text": ...}.')
+@click.option("--description", default="", help="What the route is for.")
+@home_options
+def create(home: Home, name: str, examples: Path | None, description: str) -> None:
+    """Create the route NAME, which has no versions yet."""
+    texts = read_texts(examples) if examples else []
+    registry, _ = open_home(home)
+    registry.create_route(name, description=description)
+    if texts:
+        exemplar_texts.add_examples(registry, name, texts, source=f"file {examples.name if examples else ''}")
+    click.echo(f"route {name} created with {len(texts)} examples")
+
+
+@route.command(name="set")
+@click.argument("name")
+@click.argument("assignments", nargs=-1, required=True, metavar="KEY=VALUE...")
+@click.option("--expect-revision", type=int, help="Refuse where the route is no longer at this revision.")
+@home_options
+def set_policy(home: Home, name: str, assignments: tuple[str, ...], expect_revision: int | None) -> None:
+    """Set policy keys of NAME; `KEY=` goes back to the default. `description=TEXT` describes the route."""
+    changes = parse_assignments(assignments)
+    described = "description" in changes
+    description = str(changes.pop("description") or "") if described else None
+    registry, _ = open_home(home)
+    change = registry.change_route(
+        name, policy=changes or None, description=description, expected_revision=expect_revision
+    )
+    click.echo(f"route {name}: {Policy.of(change.state.policy).to_json()}")
+
+
+@route.group()
+def examples() -> None:
+    """A route's example utterances."""
+
+
+@examples.command(name="add")
+@click.argument("name")
+@click.option("--file", type=FOLDER, help='Rows {"text": ...}.')
+@click.option("--text", "texts", multiple=True, help="One example; may be given several times.")
+@home_options
+def add_examples(home: Home, name: str, file: Path | None, texts: tuple[str, ...]) -> None:
+    """Add examples to NAME. They count from the next `classifier fit`."""
+    chosen = [*texts, *(read_texts(file) if file else [])]
+    if not chosen:
+        raise BadInput("no examples given", hint="use --text or --file")
+    registry, _ = open_home(home)
+    change = exemplar_texts.add_examples(registry, name, chosen, source=f"file {file.name}" if file else "operator")
+    click.echo(f"{change.event.payload['added']} examples added to {name}")
+
+
+@examples.command(name="list")
+@click.argument("name")
+@json_option
+@home_options
+def list_examples(home: Home, name: str, as_json: bool) -> None:
+    """Print the examples of NAME."""
+    registry, _ = open_home(home)
+    texts = exemplar_texts.examples_of(registry, name)
+    if as_json:
+        print_json([{"text": text} for text in texts])
+    else:
+        click.echo("\n".join(texts))
+
+
+@examples.command(name="remove")
+@click.argument("name")
+@click.option("--text", "texts", multiple=True, required=True, help="The example's exact text; may be repeated.")
+@home_options
+def remove_examples(home: Home, name: str, texts: tuple[str, ...]) -> None:
+    """Delete examples of NAME for good."""
+    registry, _ = open_home(home)
+    change = exemplar_texts.remove_examples(registry, name, texts)
+    click.echo(f"{change.event.payload['removed']} examples removed from {name}")
+
+
+@route.command()
+@click.argument("version")
+@click.option("--force", "forced", metavar="WHY", help="Promote although the gate refuses; stays in the history.")
+@traffic_options
+@home_options
+def promote(home: Home, version: str, forced: str | None, no_wait: bool, expect_revision: int | None) -> None:
+    """Make VERSION (ROUTE@N) the live one, if its evidence passes the promotion gate."""
+    started = wait_clock()
+    if forced is not None and not forced.strip():
+        raise InvalidName("--force needs a reason", hint='write --force "why"')
+    registry, store = open_home(home)
+    found = find_version(registry, version)
+    done = promote_through_gate(
+        registry, store, found.route, found.number, forced=forced, expected_revision=expect_revision
+    )
+    for unmet in done.verdict.unmet:
+        note(f"forced over: {unmet}")
+    announce(registry, done.change, f"{found.ref} promoted", started, wait=not no_wait)
+
+
+@route.command()
+@click.argument("name")
+@click.option("--to", type=int, help="A version number that was live before.")
+@click.option("--why", help="Why, for the history.")
+@traffic_options
+@home_options
+def rollback(
+    home: Home, name: str, to: int | None, why: str | None, no_wait: bool, expect_revision: int | None
+) -> None:
+    """Bring back the version of NAME that was live before."""
+    started = wait_clock()
+    registry, _ = open_home(home)
+    change = registry.rollback(name, to=to, why=why, expected_revision=expect_revision)
+    back = AdapterRef(change.state.name, change.state.live)
+    announce(registry, change, f"route {name} rolled back to {back}", started, wait=not no_wait)
+
+
+@route.command()
+@click.argument("name")
+@click.option("--why", help="Why, for the history.")
+@traffic_options
+@home_options
+def disable(home: Home, name: str, why: str | None, no_wait: bool, expect_revision: int | None) -> None:
+    """Send the traffic of NAME to the base, at once."""
+    started = wait_clock()
+    registry, _ = open_home(home)
+    change = registry.disable(name, why=why, expected_revision=expect_revision)
+    announce(registry, change, f"route {name} disabled", started, wait=not no_wait)
+
+
+@route.command()
+@click.argument("name")
+@click.option("--why", help="Why, for the history.")
+@traffic_options
+@home_options
+def enable(home: Home, name: str, why: str | None, no_wait: bool, expect_revision: int | None) -> None:
+    """Give the traffic of NAME back to its live version."""
+    started = wait_clock()
+    registry, _ = open_home(home)
+    change = registry.enable(name, why=why, expected_revision=expect_revision)
+    announce(registry, change, f"route {name} enabled", started, wait=not no_wait)
+
+
+@route.command()
+@click.argument("name")
+@click.option("--why", help="Why, for the history.")
+@home_options
+def forget(home: Home, name: str, why: str | None) -> None:
+    """Delete all example texts of NAME for good. Its versions and history stay."""
+    registry, _ = open_home(home)
+    change = exemplar_texts.forget_examples(registry, name, why=why)
+    click.echo(f"{change.event.payload['removed']} examples of {name} deleted")
+
+
+@route.command(name="list")
+@json_option
+@home_options
+def list_routes(home: Home, as_json: bool) -> None:
+    """List routes."""
+    registry, _ = open_home(home)
+    states = registry.routes()
+    if as_json:
+        print_json([state_json(state) for state in states])
+        return
+    rows = [
+        (
+            one.name,
+            "enabled" if one.enabled else "disabled",
+            _version(one, one.live),
+            _version(one, one.previous),
+            one.latest,
+            one.revision,
+            one.description,
+        )
+        for one in states
+    ]
+    print_table(("route", "traffic", "live", "previous", "versions", "revision", "description"), rows)
+
+
+@route.command()
+@click.argument("name")
+@json_option
+@home_options
+def show(home: Home, name: str, as_json: bool) -> None:
+    """Show NAME: what is wanted, and what each gateway has in force."""
+    registry, _ = open_home(home)
+    state = registry.route(name)
+    gateways = {row.gateway_id: row.routes.get(name) for row in registry.gateways()}
+    document = {
+        **state_json(state),
+        "policy": Policy.of(state.policy).to_json(),
+        "gateways": {
+            gateway: None
+            if one is None
+            else {"in_force": one.engine_name, "serial": one.serial, "problem": one.problem}
+            for gateway, one in gateways.items()
+        },
+    }
+    if as_json:
+        print_json(document)
+    else:
+        print_table(("field", "value"), list(document.items()))
+
+
+@route.command()
+@click.argument("name")
+@json_option
+@home_options
+def history(home: Home, name: str, as_json: bool) -> None:
+    """Print every event of NAME: who, when, what, why."""
+    registry, _ = open_home(home)
+    registry.route(name)
+    events = registry.events(route=name)
+    if as_json:
+        print_json([event_row(event) for event in events])
+        return
+    rows = [(one.serial, one.time, one.kind, one.number, one.actor, one.why) for one in events]
+    print_table(("serial", "time", "event", "version", "who", "why"), rows)
+
+
+def wait_clock() -> float:
+    """The moment a traffic command began, for "after N ms"."""
+    return time.monotonic()
+
+
+def announce(registry: Registry, change: Change, what: str, started: float, *, wait: bool) -> None:
+    """Say what was done and where it is in force."""
+    if not wait:
+        click.echo(f"{what} (serial {change.event.serial})")
+        return
+    found = wait_in_force(registry, change.event.serial, route=change.state.name, started=started)
+    click.echo(f"{what} (serial {change.event.serial}): {found}")
+
+
+def _version(state: RouteState, number: int | None) -> str | None:
+    return None if number is None else str(AdapterRef(state.name, number))

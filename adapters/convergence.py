@@ -1,0 +1,59 @@
+"""Did it take effect? Waits until every gateway that is alive reports a change as in force."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from .journal import Journal
+from .types import GatewayRow
+
+HEARTBEAT_SECONDS = 1.0
+ALIVE_SECONDS = 5.0
+_POLL_SECONDS = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Convergence:
+    """Which gateways follow a change. `problems` maps a gateway that does not to the reason."""
+
+    in_force: tuple[str, ...]
+    problems: dict[str, str]
+    waited_ms: float
+
+    def __str__(self) -> str:
+        total = len(self.in_force) + len(self.problems)
+        if not total:
+            return "no gateway is running; it takes effect when one starts"
+        text = f"in force on {len(self.in_force)} of {total} gateways after {self.waited_ms:.0f} ms"
+        return "; ".join([text, *(f"{gateway}: {problem}" for gateway, problem in sorted(self.problems.items()))])
+
+
+def wait_in_force(
+    journal: Journal, serial: int, *, route: str | None = None, started: float, timeout_seconds: float = 2.0
+) -> Convergence:
+    """Poll the heartbeats until all gateways alive have applied event `serial`, or the time is over.
+
+    `started` is `time.monotonic()` from where the wait is counted. A gateway counts as alive for
+    `ALIVE_SECONDS` after its last heartbeat.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        alive = [row for row in journal.gateways() if row.last_seen > time.time() - ALIVE_SECONDS]
+        problems = {row.gateway_id: problem for row in alive if (problem := _problem(row, route, serial))}
+        if not problems or time.monotonic() > deadline:
+            waited_ms = (time.monotonic() - started) * 1000
+            done = tuple(row.gateway_id for row in alive if row.gateway_id not in problems)
+            return Convergence(done, problems, waited_ms)
+        time.sleep(_POLL_SECONDS)
+
+
+def _problem(row: GatewayRow, route: str | None, serial: int) -> str | None:
+    """Why a gateway does not follow yet, `None` where it does."""
+    known = row.routes.get(route) if route is not None else None
+    applied = row.serial if known is None else known.serial
+    if applied < serial:
+        return f"still at serial {applied}, wanted {serial}" + (
+            f" ({known.problem})" if known and known.problem else ""
+        )
+    return known.problem if known else None

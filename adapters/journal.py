@@ -1,0 +1,247 @@
+"""The event journal under the registry: the one way to write, and everything that is read.
+
+A write transaction first locks the registry's row, which orders all writers; it appends events, each with the next
+serial, and the folded view beside them: all or nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Self
+
+from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from . import schema
+from .errors import NotFound, RegistryUnavailable
+from .fold import apply_to_classifier, apply_to_route, route_from_json, route_to_json
+from .records import (
+    classifier_from_row,
+    event_from_row,
+    event_row,
+    gateway_document,
+    gateway_from_row,
+    version_from_row,
+)
+from .types import (
+    AdapterVersion,
+    ClassifierState,
+    ClassifierVersion,
+    Event,
+    EventKind,
+    GatewayRow,
+    RouteName,
+    RouteState,
+)
+
+Payload = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one operation did: its event, and the route as it stands after it."""
+
+    event: Event
+    state: RouteState
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def local_actor() -> str:
+    """user@host, for the audit trail of the command line."""
+    with contextlib.suppress(OSError, KeyError):
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    return "unknown"
+
+
+@contextlib.contextmanager
+def usable() -> Iterator[None]:
+    """Turn a database that fails into `RegistryUnavailable` with its reason."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        reason = error.orig if isinstance(error, DBAPIError) else error
+        raise RegistryUnavailable(
+            f"the registry cannot be used: {reason}", hint="check the database, its disk and its permissions"
+        ) from error
+
+
+class Journal:
+    """One registry database, many processes. Methods raise `RegistryUnavailable` where it cannot be used."""
+
+    def __init__(self, engine: Engine, *, actor: str, clock: Callable[[], str] = utc_now) -> None:
+        self.engine = engine
+        self._actor = actor
+        self._clock = clock
+
+    @classmethod
+    def open(cls, url: str, *, actor: str | None = None) -> Self:
+        return cls(schema.connect(url), actor=actor or local_actor())
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    # -- writing --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A write transaction that holds the registry's row; rolled back on any error."""
+        with usable(), self.engine.execution_options(branchline_writes=True).begin() as connection:
+            connection.execute(select(schema.registry.c.serial).with_for_update())
+            yield connection
+
+    def append(
+        self,
+        connection: Connection,
+        kind: EventKind,
+        route: RouteName,
+        number: int | None = None,
+        *,
+        why: str | None = None,
+        payload: Payload | None = None,
+    ) -> Change:
+        """Write one event of a route and the route's view of it, inside `transaction`."""
+        event = self._insert(connection, kind, route, number, why, payload)
+        before = read_route(connection, route)
+        after = apply_to_route(before, event)
+        document = {"revision": after.revision, "state": route_to_json(after)}
+        if before is None:
+            connection.execute(insert(schema.routes).values(name=route, **document))
+        else:
+            connection.execute(update(schema.routes).where(schema.routes.c.name == route).values(document))
+        return Change(event, after)
+
+    def append_classifier(
+        self, connection: Connection, kind: EventKind, number: int, *, why: str | None = None, payload: Payload
+    ) -> Event:
+        """Write one event of the classifier and its view, inside `transaction`."""
+        event = self._insert(connection, kind, None, number, why, payload)
+        after = apply_to_classifier(read_classifier(connection), event)
+        connection.execute(update(schema.classifier).values(state={"latest": after.latest, "stack": list(after.stack)}))
+        return event
+
+    def _insert(
+        self,
+        connection: Connection,
+        kind: EventKind,
+        route: RouteName | None,
+        number: int | None,
+        why: str | None,
+        payload: Payload | None,
+    ) -> Event:
+        taken = update(schema.registry).values(serial=schema.registry.c.serial + 1)
+        serial = connection.execute(taken.returning(schema.registry.c.serial)).scalar_one()
+        event = Event(serial, self._clock(), kind, route, number, self._actor, why, payload or {})
+        connection.execute(insert(schema.events).values(event_row(event)))
+        return event
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A read transaction: everything read inside is of one moment."""
+        with usable(), self.engine.begin() as connection:
+            yield connection
+
+    def serial(self) -> int:
+        with self.reading() as connection:
+            return int(connection.execute(select(schema.registry.c.serial)).scalar_one())
+
+    def events(self, *, after: int = 0, route: str | None = None) -> list[Event]:
+        """Events with a serial over `after`, in order; of one route where `route` is given."""
+        query = select(schema.events).where(schema.events.c.serial > after).order_by(schema.events.c.serial)
+        if route is not None:
+            query = query.where(schema.events.c.route == route)
+        with self.reading() as connection:
+            return [event_from_row(row) for row in connection.execute(query)]
+
+    def routes(self) -> list[RouteState]:
+        with self.reading() as connection:
+            rows = connection.execute(select(schema.routes.c.state).order_by(schema.routes.c.name))
+            return [route_from_json(row.state) for row in rows]
+
+    def route(self, name: str) -> RouteState:
+        """Raises `NotFound`."""
+        with self.reading() as connection:
+            return require_route(connection, name)
+
+    def versions(self, route: str | None = None) -> list[AdapterVersion]:
+        query = select(schema.versions).order_by(schema.versions.c.route, schema.versions.c.number)
+        if route is not None:
+            query = query.where(schema.versions.c.route == route)
+        with self.reading() as connection:
+            return [version_from_row(row) for row in connection.execute(query)]
+
+    def version(self, route: str, number: int) -> AdapterVersion:
+        """Raises `NotFound`."""
+        query = select(schema.versions).where(schema.versions.c.route == route, schema.versions.c.number == number)
+        with self.reading() as connection:
+            row = connection.execute(query).first()
+            if row is None:
+                raise NotFound(f"no version {route}@{number}", hint=f"see `branchline adapter list {route}`")
+            return version_from_row(row)
+
+    def evidence_digests(self, route: str, number: int) -> list[str]:
+        """Digests of a version's evidence, oldest first."""
+        table = schema.evidence
+        query = select(table.c.digest).where(table.c.route == route, table.c.number == number).order_by(table.c.serial)
+        with self.reading() as connection:
+            return list(connection.execute(query).scalars())
+
+    def classifier_state(self) -> ClassifierState:
+        with self.reading() as connection:
+            return read_classifier(connection)
+
+    def classifiers(self) -> list[ClassifierVersion]:
+        with self.reading() as connection:
+            rows = connection.execute(select(schema.classifiers).order_by(schema.classifiers.c.number))
+            return [classifier_from_row(row) for row in rows]
+
+    # -- gateways: heartbeats, outside the event log --------------------------------------------------------------
+
+    def beat(self, gateway: GatewayRow) -> None:
+        """Write a gateway's heartbeat over its last one."""
+        values = {"last_seen": gateway.last_seen, "serial": gateway.serial, "document": gateway_document(gateway)}
+        table = schema.gateways
+        with usable(), self.engine.execution_options(branchline_writes=True).begin() as connection:
+            mine = table.c.gateway_id == gateway.gateway_id
+            if connection.execute(update(table).where(mine).values(values)).rowcount == 0:
+                connection.execute(insert(table).values(gateway_id=gateway.gateway_id, **values))
+
+    def forget_gateway(self, gateway_id: str) -> None:
+        with usable(), self.engine.execution_options(branchline_writes=True).begin() as connection:
+            connection.execute(delete(schema.gateways).where(schema.gateways.c.gateway_id == gateway_id))
+
+    def gateways(self) -> list[GatewayRow]:
+        with self.reading() as connection:
+            rows = connection.execute(select(schema.gateways).order_by(schema.gateways.c.gateway_id))
+            return [gateway_from_row(row) for row in rows]
+
+
+def read_classifier(connection: Connection) -> ClassifierState:
+    state = connection.execute(select(schema.classifier.c.state)).scalar_one()
+    return ClassifierState(latest=state["latest"], stack=tuple(state["stack"]))
+
+
+def require_route(connection: Connection, name: str) -> RouteState:
+    state = read_route(connection, name)
+    if state is None:
+        raise NotFound(f"no route {name!r}", hint="see `branchline route list`, or `branchline route create`")
+    return state
+
+
+def read_route(connection: Connection, name: str) -> RouteState | None:
+    row = connection.execute(select(schema.routes.c.state).where(schema.routes.c.name == name)).first()
+    return None if row is None else route_from_json(row.state)
+
+
+def require_number(state: RouteState, number: int) -> None:
+    if not 1 <= number <= state.latest:
+        raise NotFound(f"no version {state.name}@{number}", hint=f"see `branchline adapter list {state.name}`")

@@ -1,0 +1,98 @@
+"""The `branchline` command: a group whose sub-commands each room brings, imported only when used."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+import click
+
+from .errors import BranchlineError
+
+COMMANDS = "branchline.commands"
+
+
+class LazyGroup(click.Group):
+    """Finds sub-commands in an entry-point group and imports one only when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_entry_points())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = _entry_points().get(cmd_name)
+        if found is None:
+            return None
+        try:
+            command = found.load()
+        except ModuleNotFoundError as error:
+            raise BranchlineError(
+                f"`branchline {cmd_name}` needs the package {error.name!r}", hint=_extra_hint(found)
+            ) from error
+        return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List names with a fixed line each: asking the commands would import them all."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)])
+
+
+SUMMARIES = {
+    "adapter": "Publish, list, verify and retire adapter versions.",
+    "classifier": "Fit, evaluate, promote and roll back the classifier.",
+    "doctor": "Say what this installation can do, and what is wrong with it.",
+    "evaluate": "Score an adapter folder on a file and write evidence.",
+    "explain": "Say where a text would be routed, and why.",
+    "route": "Create routes; promote, roll back, disable and enable them.",
+    "serve": "Start a gateway.",
+    "train": "Train an adapter and write its evidence.",
+}
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {found.name: found for found in entry_points(group=COMMANDS)}
+
+
+def _extra_hint(found: EntryPoint) -> str:
+    room = found.value.partition(".")[0]
+    extra = {"router": "serve", "trainer": "train"}.get(room, "serve,train")
+    return f"install it with `pip install 'branchline[{extra}]'`"
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="branchline", prog_name="branchline")
+def cli() -> None:
+    """Many LoRA adapters on one frozen base: train, register, route, serve and roll back."""
+
+
+def require_own_packages() -> None:
+    """Stop with one clear line where a foreign package of the same name shadows one of ours."""
+    here = Path(__file__).resolve().parent
+    expected = here.parent / "router"
+    if expected.is_dir() and not (expected / "py.typed").exists():
+        raise BranchlineError(f"{expected} is not Branchline's", hint="uninstall the other `router` package")
+
+
+def main() -> None:
+    """Run the command line: exit 0 done, 1 refused or failed (one line on stderr), 2 wrong usage."""
+    try:
+        require_own_packages()
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except BranchlineError as error:
+        click.echo(f"branchline: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,50 @@
+"""Rows of the registry's tables to and from the nouns of `types`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from sqlalchemy import Row
+
+from .store import parse_manifest
+from .types import AdapterVersion, ClassifierVersion, Event, GatewayRow, InForce, RouteName
+
+
+def event_row(event: Event) -> dict[str, object]:
+    return {**asdict(event), "payload": dict(event.payload)}
+
+
+def event_from_row(row: Row[*tuple[object, ...]]) -> Event:
+    return Event(**row._mapping)  # SQLAlchemy's documented mapping view of a row
+
+
+def version_from_row(row: Row[*tuple[object, ...]]) -> AdapterVersion:
+    values = row._mapping
+    return AdapterVersion(
+        RouteName(values["route"]), values["number"], parse_manifest(values["manifest"]), values["published_at"]
+    )
+
+
+def classifier_from_row(row: Row[*tuple[object, ...]]) -> ClassifierVersion:
+    return ClassifierVersion(**row._mapping)
+
+
+def gateway_document(gateway: GatewayRow) -> dict[str, object]:
+    """What of a heartbeat is stored as JSON."""
+    routes = {name: asdict(in_force) for name, in_force in gateway.routes.items()}
+    return {"routes": routes, "classifier_digest": gateway.classifier_digest}
+
+
+def gateway_from_row(row: Row[*tuple[object, ...]]) -> GatewayRow:
+    values = row._mapping
+    document: Mapping[str, object] = values["document"]
+    routes = document.get("routes")
+    digest = document.get("classifier_digest")
+    return GatewayRow(
+        gateway_id=values["gateway_id"],
+        last_seen=values["last_seen"],
+        serial=values["serial"],
+        routes={name: InForce(**one) for name, one in routes.items()} if isinstance(routes, dict) else {},
+        classifier_digest=digest if isinstance(digest, str) else None,
+    )

@@ -1,0 +1,185 @@
+"""The registry's tables, in SQLAlchemy Core that SQLite and PostgreSQL both run.
+
+`events` is the truth; `routes` and `classifier` are folds of it, written in the event's own transaction.
+`versions`, `evidence` and `classifiers` are immutable rows an event points to; `examples` holds exemplar
+text outside the event log, so that forgetting truly deletes it; `gateways` are heartbeats.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    insert,
+    make_url,
+    select,
+)
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+
+from .errors import RegistryUnavailable
+
+SCHEMA_NUMBER = 1
+BUSY_TIMEOUT_MS = 10_000
+
+metadata = MetaData()
+registry = Table(
+    "registry",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("schema", Integer, nullable=False),
+    Column("serial", Integer, nullable=False),
+)
+events = Table(
+    "events",
+    metadata,
+    Column("serial", Integer, primary_key=True, autoincrement=False),
+    Column("time", String(32), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("route", String(63), index=True),
+    Column("number", Integer),
+    Column("actor", String(200), nullable=False),
+    Column("why", Text),
+    Column("payload", JSON, nullable=False),
+)
+routes = Table(
+    "routes",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("revision", Integer, nullable=False),
+    Column("state", JSON, nullable=False),
+)
+versions = Table(
+    "versions",
+    metadata,
+    Column("route", String(63), ForeignKey("routes.name"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False),
+    Column("published_at", String(32), nullable=False),
+    Column("manifest", JSON, nullable=False),
+    UniqueConstraint("route", "digest"),
+)
+evidence = Table(
+    "evidence",
+    metadata,
+    Column("serial", Integer, ForeignKey("events.serial"), primary_key=True, autoincrement=False),
+    Column("route", String(63), nullable=False, index=True),
+    Column("number", Integer, nullable=False),
+    Column("digest", String(64), nullable=False),
+)
+examples = Table(
+    "examples",
+    metadata,
+    Column("route", String(63), ForeignKey("routes.name"), primary_key=True),
+    Column("text_digest", String(64), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("source", String(200), nullable=False),
+)
+classifiers = Table(
+    "classifiers",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("published_at", String(32), nullable=False),
+    Column("summary", JSON, nullable=False),
+)
+classifier = Table(
+    "classifier",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("state", JSON, nullable=False),
+)
+gateways = Table(
+    "gateways",
+    metadata,
+    Column("gateway_id", String(64), primary_key=True),
+    Column("last_seen", Float, nullable=False),
+    Column("serial", Integer, nullable=False),
+    Column("document", JSON, nullable=False),
+)
+
+
+def connect(url: str) -> Engine:
+    """Open (and where it is new, make) the registry at `url`; raises `RegistryUnavailable` with the reason."""
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            engine = _sqlite(url, parsed.database)
+        else:
+            engine = create_engine(url, pool_pre_ping=True)
+        _prepare(engine)
+    except (SQLAlchemyError, ImportError, OSError) as error:
+        reason = error.orig if isinstance(error, DBAPIError) else error
+        raise RegistryUnavailable(
+            f"cannot open the registry: {reason}", hint="check --registry, --home and their permissions"
+        ) from error
+    return engine
+
+
+def _sqlite(url: str, database: str | None) -> Engine:
+    if database and database != ":memory:":
+        folder = Path(database).parent
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
+    event.listen(engine, "connect", _sqlite_connected)
+    event.listen(engine, "begin", _sqlite_begin)
+    return engine
+
+
+def _sqlite_connected(connection: sqlite3.Connection, _record: object) -> None:
+    """WAL for readers beside a writer; deleted exemplar text is overwritten; we begin transactions ourselves."""
+    connection.isolation_level = None
+    for pragma in (
+        f"busy_timeout={BUSY_TIMEOUT_MS}",
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        "secure_delete=ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    """Writers take the lock at once, so that no transaction fails half-way for it."""
+    writes = connection.get_execution_options().get("branchline_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _prepare(engine: Engine) -> None:
+    with engine.connect() as connection:
+        exists = engine.dialect.has_table(connection, registry.name)
+        found = connection.execute(select(registry.c.schema)).scalar() if exists else None
+    if found is None:
+        _create(engine)
+    elif found != SCHEMA_NUMBER:
+        raise RegistryUnavailable(
+            f"the registry has schema {found}, this version reads {SCHEMA_NUMBER}",
+            hint="use the Branchline version that wrote it",
+        )
+
+
+def _create(engine: Engine) -> None:
+    """Make all tables in one transaction; of two processes that both try, one finds the other's."""
+    with engine.execution_options(branchline_writes=True).begin() as connection:
+        metadata.create_all(connection)
+        if connection.execute(select(registry.c.id)).first() is None:
+            try:
+                connection.execute(insert(registry).values(id=1, schema=SCHEMA_NUMBER, serial=0))
+                connection.execute(insert(classifier).values(id=1, state={"latest": 0, "stack": []}))
+            except IntegrityError:
+                return
