@@ -3,7 +3,7 @@
 z: logits (…, labels), `base` the column of the base class or None, T the temperature; r runs over routes.
     probability  max_r softmax(z / T)_r
     margin       max_r z_r − the largest other logit (the base's included)
-    energy       T · ln Σ_r exp(z_r / T) − z_base (0 where no base class was learned)
+    energy       T · ln Σ_r exp(z_r / T) − z_base (the last term only where a base class was learned)
 Higher means more surely one of the routes. Energy: Liu et al. 2020, "Energy-based Out-of-distribution Detection".
 kNN over stored examples is not among them: on CLINC150 val it ranked below all three and costs more per text.
 """
@@ -32,7 +32,9 @@ def decision_scores(name: ScoreName, logits: Scalars, temperature: float, base: 
         result: Scalars = np.exp(top / temperature - log_sum_exp(logits / temperature))
         return result
     if name == "energy":
-        return temperature * log_sum_exp(routes / temperature) - (0.0 if base is None else logits[..., base])
+        energy: Scalars = temperature * log_sum_exp(routes / temperature)
+        difference: Scalars = energy - logits[..., base] if base is not None else energy
+        return difference
     if logits.shape[-1] == 1:
         return top
     ordered = np.sort(logits, axis=-1)

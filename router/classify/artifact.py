@@ -1,7 +1,6 @@
 """The classifier on disk: a folder without pickle. `loader.py` reads it back.
 
     weights.npy      float32 (features, labels)
-    intercepts.npy   float32 (labels,)
     idf.npy          float64 (features,)
     vocabulary.json  {"words": [...], "characters": [...]}: terms by column
     classifier.json  everything else, and size and sha256 of the files above; written last
@@ -31,7 +30,7 @@ from .classifier import Classifier
 
 SCHEMA = 1
 MANIFEST = "classifier.json"
-FILES = ("weights.npy", "intercepts.npy", "idf.npy", "vocabulary.json")
+FILES = ("weights.npy", "idf.npy", "vocabulary.json")
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
@@ -71,7 +70,6 @@ def _encode(classifier: Classifier) -> dict[str, bytes]:
     vocabulary = json.dumps({"words": list(words.columns), "characters": list(characters.columns)})
     return {
         "weights.npy": _npy(classifier.head.weights),
-        "intercepts.npy": _npy(classifier.head.intercepts),
         "idf.npy": _npy(np.array(idf, dtype=np.float64)),
         "vocabulary.json": vocabulary.encode(),
     }

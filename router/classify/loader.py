@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,6 @@ def load_classifier(folder: Path, *, digest: str | None = None) -> Classifier:
     vocabulary = _vocabulary(folder / "vocabulary.json")
     size, labels = sum(map(len, vocabulary)), len(manifest.labels)
     weights = _array(folder / "weights.npy", np.float32, (size, labels), problems)
-    intercepts = _array(folder / "intercepts.npy", np.float32, (labels,), problems)
     idf = _array(folder / "idf.npy", np.float64, (size,), problems)
     _raise(problems)
     values = idf.tolist()
@@ -50,7 +49,7 @@ def load_classifier(folder: Path, *, digest: str | None = None) -> Classifier:
     )
     return Classifier(
         features,
-        Head(manifest.labels, weights, intercepts),
+        Head(manifest.labels, weights),
         manifest.temperature,
         manifest.score,
         manifest.threshold,
@@ -194,7 +193,7 @@ def _array(
     """The array in `path`; a wrong one is described in `problems`."""
     try:
         # Not mapped where it is empty: an empty file region cannot be.
-        mode = "r" if math.prod(shape) else None
+        mode: Literal["r"] | None = "r" if math.prod(shape) else None
         array: npt.NDArray[np.floating] = np.asarray(
             np.load(path, mmap_mode=mode, allow_pickle=False, max_header_size=MAX_HEADER_BYTES)
         )
