@@ -1,0 +1,86 @@
+"""A run's state on disk, complete or absent: what makes resumed equal to uninterrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .batches import BatchSource
+from .errors import CheckpointInvalid
+from .model import load_weights, save_adapter
+
+_STATE = "state.pt"
+_POSITION = "position.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a run has come: optimiser steps, seconds and tokens of training, the steps kept as candidates,
+    and the loss of every step in nats per supervised token.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    candidates: tuple[int, ...] = ()
+    losses: tuple[float, ...] = ()
+
+
+def save_checkpoint(
+    folder: Path, model: Any, optimizer: torch.optim.Optimizer, batches: BatchSource, position: Position, base_id: str
+) -> None:
+    """Write weights, optimiser, random state and batch position as `folder/step-N`, then drop older ones."""
+    target = folder / f"step-{position.step:08d}"
+    aside = folder / "writing"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_adapter(model, aside / "adapter", base_id)
+    state = {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+    torch.save(state, aside / _STATE)
+    written = {"position": asdict(position), "batches": dict(batches.state())}
+    (aside / _POSITION).write_text(json.dumps(written), encoding="utf-8")
+    for name in (_STATE, _POSITION):
+        with (aside / name).open("rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(target, ignore_errors=True)
+    aside.replace(target)
+    for older in folder.glob("step-*"):
+        if older != target:
+            shutil.rmtree(older, ignore_errors=True)
+
+
+def restore_checkpoint(
+    folder: Path, model: Any, optimizer: torch.optim.Optimizer, batches: BatchSource
+) -> Position | None:
+    """Put everything back to the latest checkpoint under `folder`; `None` where there is none.
+
+    Raises `CheckpointInvalid` for a state that cannot be read.
+    """
+    latest = max(folder.glob("step-*"), default=None)
+    if latest is None:
+        return None
+    try:
+        written = json.loads((latest / _POSITION).read_text(encoding="utf-8"))
+        state = torch.load(latest / _STATE, weights_only=True)
+        load_weights(model, latest / "adapter")
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        batches.restore(written["batches"])
+        return _position(written["position"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+        raise CheckpointInvalid(
+            f"the saved state {latest.name} cannot be read: {' '.join(str(error).split())[:200]}",
+            hint="start again with a fresh --out",
+        ) from error
+
+
+def _position(value: Mapping[str, Any]) -> Position:
+    return Position(**{**value, "candidates": tuple(value["candidates"]), "losses": tuple(value["losses"])})

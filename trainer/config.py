@@ -1,0 +1,165 @@
+"""The validated configuration of one run: every problem is reported at once, unknown keys with the known ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from adapters.errors import InvalidName
+from adapters.rows import sha256_json
+from adapters.types import parse_route_name
+
+from .errors import ConfigInvalid
+
+ScoredMetric = Literal["exact_match", "json_equal", "contains"]
+Schedule = Literal["constant", "linear", "cosine"]
+Part = Literal["all", "evidence"]
+ALL_LINEAR = "all-linear"
+# What names things or only changes how fast or where the same result is made.
+_NOT_IDENTITY = frozenset({"base", "data", "eval", "select", "guardrails", "decisions", "out", "threads"})
+
+
+def _several(value: object) -> object:
+    return [value] if isinstance(value, (str, Path)) else value
+
+
+class _Config(BaseModel):
+    """What both commands need to judge an adapter. Fields are the keys of a YAML file; options are made from them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str = Field(description="Base model: a folder or a hub id in the local cache.")
+    eval: Path = Field(description="Rows of the target, for the evidence.")
+    guardrails: Annotated[tuple[Path, ...], BeforeValidator(_several)] = Field(
+        (), description="Rows that must not get worse; may be given several times."
+    )
+    decisions: Path | None = Field(None, description="Output of `classifier decide` for every evaluated row.")
+    out: Path = Field(description="Folder to write to.")
+    metric: ScoredMetric = Field("exact_match", description="exact_match, json_equal or contains.")
+    max_length: int = Field(1024, ge=2, description="Longest row in tokens; longer training rows are left out.")
+    max_new_tokens: int | None = Field(None, ge=1, description="Tokens to decode [twice the longest answer].")
+    guardrail_bound: float = Field(0.02, gt=0, description="Largest rise of NLL on a guardrail, nats per token.")
+    threads: int | None = Field(None, ge=1, description="CPU threads.")
+
+    @model_validator(mode="after")
+    def _distinct_guardrails(self) -> Self:
+        names = [file.stem for file in self.guardrails]
+        if len(set(names)) != len(names):
+            raise ValueError(f"guardrails: two files of one name: {', '.join(sorted(names))}")
+        return self
+
+
+class AssessConfig(_Config):
+    """Settings of `branchline evaluate`."""
+
+    route: str | None = Field(None, description="Route the decisions call this adapter by [ROUTE, or its folder].")
+    part: Part = Field("all", description="all, or evidence: the halves that `train` keeps for its evidence.")
+
+
+class TrainConfig(_Config):
+    """Settings of `branchline train`."""
+
+    name: str = Field(description="Route the adapter is for.")
+    data: Path = Field(description="Training rows (JSON Lines, .gz too).")
+    select: Path | None = Field(None, description="Rows that choose the checkpoint.")
+
+    rank: int = Field(16, ge=1, le=512, description="Rank of the adapter.")
+    alpha: int = Field(32, ge=1, description="Scale: the update is alpha / rank x B A.")
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    targets: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
+        (ALL_LINEAR,), min_length=1, description="Layer names, or all-linear; may be given several times."
+    )
+
+    lr: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
+    epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
+    max_steps: int | None = Field(None, ge=1, description="End after this many optimiser steps.")
+    max_seconds: float | None = Field(None, gt=0, description="End after this long training, evaluation not counted.")
+    batch_tokens: int = Field(2048, ge=1, description="Padded tokens of one micro-batch, at most.")
+    accumulation: int = Field(1, ge=1, description="Micro-batches of one optimiser step.")
+    warmup: float = Field(0.03, ge=0, lt=1, description="Share of the run in which the rate rises.")
+    schedule: Schedule = Field("linear", description="How the rate falls: constant, linear or cosine.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
+    grad_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Draws initial weights, order of rows and dropout.")
+
+    checkpoints: int = Field(4, ge=1, le=100, description="How many points of the run may become the adapter.")
+
+    @field_validator("name")
+    @classmethod
+    def _route_name(cls, name: str) -> str:
+        try:
+            return parse_route_name(name)
+        except InvalidName as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """Every row file of the run by the name it has in messages and evidence."""
+        named = {"data": self.data, "eval": self.eval, "select": self.select, "decisions": self.decisions}
+        present = {name: file for name, file in named.items() if file is not None}
+        return present | {f"guardrail {file.stem}": file for file in self.guardrails}
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What shapes the weights beside the base and the data: no path, no machine."""
+        return self.model_dump(mode="json", exclude=set(_NOT_IDENTITY))
+
+    def identity(self, base_fingerprint: str, digests: Mapping[str, str]) -> str:
+        """sha256 of everything that determines the result: two runs of one identity are the same run."""
+        return sha256_json({"settings": self.settings, "base": base_fingerprint, "files": dict(digests)})
+
+
+Config = TypeVar("Config", bound=_Config)
+
+
+def read_config(kind: type[Config], values: Mapping[str, object]) -> Config:
+    """Validate `values`; raises `ConfigInvalid` with every problem, missing files included."""
+    problems: list[str] = []
+    config = None
+    try:
+        config = kind.model_validate(dict(values))
+    except ValidationError as error:
+        known = ", ".join(sorted(kind.model_fields))
+        problems = [_problem(one["loc"], one["type"], one["msg"], one["input"], known) for one in error.errors()]
+    problems += _missing_files(values)
+    if problems or config is None:
+        raise ConfigInvalid(problems)
+    return config
+
+
+def read_yaml(file: Path) -> dict[str, object]:
+    """The mapping in a YAML file; raises `ConfigInvalid` where there is none."""
+    try:
+        value = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigInvalid([f"cannot read {file.name}: {reason}"], hint="give a YAML file of settings") from error
+    if not isinstance(value, dict):
+        raise ConfigInvalid([f"{file.name} holds {type(value).__name__}, expected settings as KEY: VALUE"])
+    return {str(key): setting for key, setting in value.items()}
+
+
+def _problem(where: tuple[int | str, ...], kind: str, message: str, found: object, known: str) -> str:
+    key = str(where[0]) if where else ""
+    if kind == "extra_forbidden":
+        return f"unknown key {key!r}, known are {known}"
+    if kind == "missing":
+        return f"{key} is missing"
+    text = message.removeprefix("Value error, ")
+    return f"{key}: {text}, found {found!r:.60}" if key else text
+
+
+def _missing_files(values: Mapping[str, object]) -> list[str]:
+    guardrails = _several(values.get("guardrails") or [])
+    named = [(key, values.get(key)) for key in ("data", "eval", "select", "decisions")]
+    named += [("guardrails", file) for file in guardrails] if isinstance(guardrails, (list, tuple)) else []
+    return [
+        f"{key}: no file {str(file)!r}"
+        for key, file in named
+        if isinstance(file, (str, Path)) and not Path(file).is_file()
+    ]

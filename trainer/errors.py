@@ -1,0 +1,58 @@
+"""One tree of errors for the offline plane.
+
+A message says what was found and what was expected; `hint` says in one line what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adapters.errors import BranchlineError
+
+
+class TrainerError(BranchlineError):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigInvalid(TrainerError):
+    """Settings that cannot be trained with; `problems` lists every one of them."""
+
+    def __init__(self, problems: Sequence[str], *, hint: str = "see `branchline train --help`") -> None:
+        super().__init__("; ".join(problems), hint=hint)
+        self.problems = tuple(problems)
+
+
+class BaseUnusable(TrainerError):
+    """A base that cannot be trained on: no tokenizer, no chat template, no layer to adapt."""
+
+
+class DataInvalid(TrainerError):
+    """Rows that cannot be turned into examples, or of which none is left."""
+
+
+class LeakFound(TrainerError):
+    """Rows that stand both in what is learned from and in what judges it."""
+
+
+class DecisionsInvalid(TrainerError):
+    """A decisions file that is malformed, of several classifiers, or without some of the rows."""
+
+
+class NoSupervisedTokens(TrainerError):
+    """A batch in which every label is masked: its mean loss does not exist."""
+
+
+class Diverged(TrainerError):
+    """The loss or its gradient is not a finite number."""
+
+
+class CheckpointInvalid(TrainerError):
+    """A saved training state that cannot be read back."""
+
+
+class FolderOccupied(TrainerError):
+    """An output folder that holds the run of another configuration."""
+
+
+class Interrupted(TrainerError):
+    """Somebody asked the run to stop; its state is on disk."""

@@ -1,0 +1,103 @@
+"""The output folder of a run: what is in it, whose it is, and whether it is done. No torch here.
+
+OUT/adapter/        the PEFT folder of the chosen checkpoint
+OUT/evidence.json   what `adapter add --evidence` takes
+OUT/evidence.html   the same to look at
+OUT/run.json        settings, digests, versions, timings; written last: where it is, the run is done
+OUT/work/           while the run lasts: identity, resumable state, candidates, cached base scores
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import FolderOccupied
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths below `out`, and the only code that writes the files that claim it."""
+
+    out: Path
+
+    @property
+    def adapter(self) -> Path:
+        return self.out / "adapter"
+
+    @property
+    def evidence(self) -> Path:
+        return self.out / "evidence.json"
+
+    @property
+    def page(self) -> Path:
+        return self.out / "evidence.html"
+
+    @property
+    def work(self) -> Path:
+        return self.out / "work"
+
+    @property
+    def states(self) -> Path:
+        return self.work / "states"
+
+    def candidate(self, step: int) -> Path:
+        return self.work / "candidates" / f"step-{step:08d}"
+
+    def finished(self, identity: str) -> Mapping[str, object] | None:
+        """The summary of a finished run of `identity`; `None` where it is still to do.
+
+        Raises `FolderOccupied` where the folder belongs to another configuration.
+        """
+        claims = [_read(self.out / "run.json"), _read(self.work / "run.json")]
+        for claim in claims:
+            if claim is not None and claim.get("identity") != identity:
+                raise FolderOccupied(
+                    f"{self.out.name} holds a run of other settings, base or data",
+                    hint="give another --out, or remove that folder",
+                )
+        return claims[0]
+
+    @contextlib.contextmanager
+    def claimed(self, identity: str) -> Iterator[None]:
+        """Hold the folder for this process and this identity; the lock goes with the process, however it ends."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        with (self.work / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise FolderOccupied(
+                    f"another process is training in {self.out.name}", hint="wait for it, or give another --out"
+                ) from error
+            write_json(self.work / "run.json", {"identity": identity})
+            yield
+
+    def finish(self, summary: Mapping[str, object]) -> None:
+        """Say that the run is done, then drop what only a running one needs."""
+        write_json(self.out / "run.json", summary)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `path` aside and rename it, so that nobody reads half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _read(path: Path) -> Mapping[str, object] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,115 @@
+"""Evidence as pictures: each function draws one figure and returns it as SVG text."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from adapters.evidence import Evaluation
+
+from .report import Interval, arms
+from .select import Candidate, nll_rises
+
+BASE, ADAPTER, ROUTED, LIMIT, FAINT = "#8a94a6", "#0f766e", "#7c3aed", "#b91c1c", "#e5e7eb"
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "branchline",
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "text.color": "#1f2937",
+    "axes.labelcolor": "#4b5563",
+    "axes.edgecolor": "#9ca3af",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": "#6b7280",
+    "ytick.color": "#6b7280",
+    "legend.frameon": False,
+}
+_POINTS = 80
+
+
+def learning_curve(losses: Sequence[float], candidates: Sequence[Candidate], chosen: int) -> str:
+    """Left: training loss and selection NLL by step. Right: selection score by step, the base's beside it."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 3.1), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        size = math.ceil(len(losses) / _POINTS)
+        bins = [losses[start : start + size] for start in range(0, len(losses), size)]
+        left.plot([size * (index + 0.5) for index in range(len(bins))], [fmean(one) for one in bins], color=BASE)
+        left.plot([], [], color=BASE, label="training loss")
+        steps = [one.step for one in candidates]
+        left.plot(steps, [-one.rank[1] for one in candidates], "o-", color=ADAPTER, label="selection items")
+        left.set(xlabel="step", ylabel="nats per token", ylim=(0, None))
+        left.legend()
+        scores = [one.rank[0] for one in candidates]
+        right.axhline(fmean(item.base.score for item in candidates[0].target.items), color=BASE, ls="--", label="base")
+        right.plot(steps, scores, "o-", color=ADAPTER, label="adapter")
+        right.plot([chosen], [scores[steps.index(chosen)]], "o", ms=13, mfc="none", mec=ADAPTER, label="chosen")
+        right.set(xlabel="step", ylabel=candidates[0].target.metric.replace("_", " "), ylim=(-0.03, 1.05))
+        right.legend(loc="lower right")
+        return _svg(figure)
+
+
+def target_scores(target: Evaluation) -> str:
+    """Mean score of base and adapter, each with its 90 % interval, on one line each."""
+    rows: list[tuple[str, str, list[float]]] = [
+        ("base", BASE, [item.base.score for item in target.items]),
+        ("adapter", ADAPTER, [item.adapter.score for item in target.items]),
+    ]
+    if target.is_routed:
+        rows.append(("routed", ROUTED, [item.routed.score for item in target.items]))
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 0.7 + 0.42 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for height, (_, colour, scores) in enumerate(reversed(rows)):
+            _whisker(axes, height, Interval.of(scores), colour, "{:.1%}", inside=(0.0, 1.0))
+        axes.set(xlim=(-0.02, 1.12), xlabel=target.metric.replace("_", " "))
+        axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if value <= 1 else "")
+        return _svg(figure)
+
+
+def guardrail_rises(guardrails: Sequence[Evaluation], bound: float) -> str:
+    """Rise of NLL on each guardrail, forced and routed, against the bound that must not be passed."""
+    rows = [(one, arm) for one in guardrails for arm in arms(one)]
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(9.2, 0.8 + 0.42 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color=FAINT, lw=1)
+        axes.axvline(bound, color=LIMIT, lw=1, ls="--")
+        for height, (one, arm) in enumerate(reversed(rows)):
+            colour = ADAPTER if arm == "forced" else ROUTED
+            _whisker(axes, height, Interval.of(nll_rises(one.items, arm)), colour, "{:+.3f}")
+        axes.set_yticks(range(len(rows)), [f"{one.name}, {arm}" for one, arm in reversed(rows)])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.margins(x=0.12)
+        axes.set_xlabel(f"rise of NLL over the base, nats per token (dashed: the bound, {bound:g})")
+        return _svg(figure)
+
+
+def _whisker(
+    axes: Axes, height: int, interval: Interval, colour: str, text: str, inside: tuple[float, float] | None = None
+) -> None:
+    ends = [interval.lower, interval.upper]
+    if all(math.isfinite(end) for end in ends):
+        low, high = inside or (ends[0], ends[1])
+        axes.plot([max(low, ends[0]), min(high, ends[1])], [height, height], color=colour, lw=2.5, alpha=0.45)
+    axes.plot([interval.mean], [height], "o", color=colour, ms=7)
+    axes.annotate(
+        text.format(interval.mean), (interval.mean, height), (0, 7), textcoords="offset points", ha="center", size=9
+    )
+
+
+def _svg(figure: Figure) -> str:
+    written = io.StringIO()
+    figure.savefig(written, format="svg", metadata={"Date": None}, transparent=True)
+    text = written.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,80 @@
+"""What one run learns from and what judges it, with everything refused that would make the judgement worthless."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import TrainConfig
+from .data import Dataset, halves, read_evaluation, read_training, refuse_shared
+from .decisions import Decisions, read_decisions
+from .errors import ConfigInvalid
+from .model import LoadedBase
+
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """Data sets that judge an adapter: the target's and the guardrails'."""
+
+    target: Dataset
+    guardrails: tuple[Dataset, ...]
+
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        return (self.target, *self.guardrails)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """`selecting` chooses the checkpoint, `judging` becomes the evidence; they share no row.
+
+    With `--select` the target's halves are two files; everything else is split by a hash of the row.
+    """
+
+    train: Dataset
+    selecting: Judges
+    judging: Judges
+    decisions: Decisions | None
+
+
+def read_task(config: TrainConfig, loaded: LoadedBase) -> Task:
+    """Read every file of a run; raises for leaks, rows without decision, and what `trainer.data` refuses."""
+    max_length = require_context(config.max_length, loaded)
+    train = read_training(config.data, loaded.tokenizer, loaded.end_tokens, max_length)
+
+    def read(path: Path, name: str) -> Dataset:
+        dataset = read_evaluation(path, name, loaded.tokenizer, loaded.end_tokens, max_length)
+        refuse_shared(train, dataset)
+        return dataset
+
+    target = read(config.eval, "eval")
+    if config.select:
+        select_target = read(config.select, "select")
+        refuse_shared(select_target, target)
+    else:
+        select_target, target = halves(target)
+    split = [halves(read(file, file.stem)) for file in config.guardrails]
+    selecting = Judges(select_target, tuple(first for first, _ in split))
+    judging = Judges(target, tuple(second for _, second in split))
+    decisions = require_decisions(config.decisions, selecting, judging)
+    return Task(train, selecting, judging, decisions)
+
+
+def require_decisions(path: Path | None, *judges: Judges) -> Decisions | None:
+    """The decisions in `path`, complete for every data set of `judges`."""
+    if path is None:
+        return None
+    decisions = read_decisions(path)
+    for dataset in (dataset for one in judges for dataset in one.datasets):
+        decisions.require(dataset.rows, dataset.name)
+    return decisions
+
+
+def require_context(max_length: int, loaded: LoadedBase) -> int:
+    """`max_length`, or `ConfigInvalid` where the base cannot attend that far."""
+    if max_length > loaded.context_length:
+        raise ConfigInvalid(
+            [f"max_length: {max_length} tokens, the base attends to {loaded.context_length}"],
+            hint="lower max_length",
+        )
+    return max_length
