@@ -22,7 +22,7 @@ def make_backend(name: str, base: str, *, cache: Path | None = None) -> Backend:
     if name == "embedded":
         from adapters.base import find_base
 
-        from .embedded import EmbeddedBackend
+        from .embedded.backend import EmbeddedBackend
 
         return EmbeddedBackend(find_base(base, cache=cache))
     raise ConfigInvalid(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")

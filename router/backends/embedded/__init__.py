@@ -2,10 +2,5 @@
 
 Read in this order: `backend` (the contract), `decoder` (the loop, in its own thread), `row` (one sequence), `lora`
 (the mixed forward), `cache`, `choose`, `detokenize`; then `folder` and `proof` (how an adapter comes in).
-Importing this package does not import torch; `EmbeddedBackend.start` does.
+Importing this package does not import torch; importing `embedded.backend` does.
 """
-
-from .backend import EmbeddedBackend
-from .chat import prompt_token_ids
-
-__all__ = ["EmbeddedBackend", "prompt_token_ids"]

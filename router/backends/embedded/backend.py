@@ -5,27 +5,23 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adapters.base import Base
-from adapters.rows import Message
 from adapters.types import AdapterVersion
 
-from ...errors import AdapterUnavailable, EngineFailed, EngineOverloaded, InvalidRequest
+from ...errors import AdapterUnavailable, EngineFailed, EngineOverloaded
 from ...frames import Events, reply
 from ...sampling import Sampling
 from ...types import Call, Reply
-from ..prompt import TextOrIds, parse_messages, parse_prompts
-from .chat import prompt_token_ids
-
-if TYPE_CHECKING:
-    from .decoder import Decoder
-    from .engine import Engine
-    from .lora import Adapter
-    from .proof import Trace
-    from .row import Item, Job
+from .chat import call_token_ids, probe_token_ids
+from .decoder import Decoder
+from .engine import Engine, load_engine
+from .folder import read_adapter
+from .lora import Adapter
+from .proof import PROBE_TOKENS, PROBES, Trace, is_applied
+from .row import Item, Job
 
 _GREEDY = Sampling(max_tokens=None, temperature=0.0, top_p=1.0, seed=0, stop=(), include_usage=False)
 
@@ -63,9 +59,10 @@ class EmbeddedBackend:
     async def start(self) -> None:
         if await self.ready():
             return
-        engine = await asyncio.to_thread(_load, self._base.folder, self._device)
-        self._engine = engine
-        self._decoder = _start_decoder(engine, asyncio.get_running_loop(), self._max_rows, self._max_waiting)
+        self._engine = await asyncio.to_thread(load_engine, self._base.folder, self._device)
+        deliver = functools.partial(_deliver, asyncio.get_running_loop())
+        self._decoder = Decoder(self._engine, deliver, max_rows=self._max_rows, max_waiting=self._max_waiting)
+        self._decoder.start()
         try:
             (self._base_traces,) = await self._answer_probes([None])
         except BaseException:
@@ -92,39 +89,16 @@ class EmbeddedBackend:
         async with self._loading[name]:
             if name in self._adapters:
                 return
-            engine, _ = self._up()
             try:
-                adapter = await asyncio.to_thread(_read, folder, engine)
-                await self._prove(name, adapter)
+                engine, decoder = self._up()
+                adapter = await asyncio.to_thread(read_adapter, folder, engine)
+                changed, base = await self._answer_probes([adapter, None])
             except EngineFailed as error:
                 raise AdapterUnavailable(f"{name} could not be proved to be applied: {error.message}") from error
-            self._adapters[name] = adapter
-
-    async def _prove(self, name: str, adapter: Adapter) -> None:
-        from .proof import is_applied
-
-        changed, base = await self._answer_probes([adapter, None])
-        if not is_applied(changed, base, self._base_traces):
-            raise AdapterUnavailable(f"{name} changes nothing: the base answers the same with it and without it")
-
-    async def _answer_probes(self, adapters: list[Adapter | None]) -> list[list[Trace]]:
-        """Per adapter, a trace for each probe, all decoded together."""
-        from .proof import PROBE_TOKENS, PROBES, Trace
-        from .row import Job
-
-        engine, decoder = self._up()
-        prompts = [await asyncio.to_thread(_probe_ids, engine, probe) for probe in PROBES]
-        queue: asyncio.Queue[tuple[int, Item]] = asyncio.Queue()
-        traces = [[Trace() for _ in prompts] for _ in adapters]
-        jobs = [
-            Job(ids, adapter, _GREEDY, PROBE_TOKENS, _sink(queue, index), watch=trace.watch, urgent=True)
-            for adapter, row in zip(adapters, traces, strict=True)
-            for index, (ids, trace) in enumerate(zip(prompts, row, strict=True))
-        ]
-        decoder.submit(jobs)
-        async for _ in _events(queue, len(jobs)):
-            pass
-        return traces
+            if not is_applied(changed, base, self._base_traces):
+                raise AdapterUnavailable(f"{name} changes nothing: with it the base answers as it does without it")
+            if decoder is self._decoder:
+                self._adapters[name] = adapter
 
     async def open(self, call: Call) -> Reply:
         engine, decoder = self._up()
@@ -132,19 +106,42 @@ class EmbeddedBackend:
         if adapter is None and call.engine_name != self._base.id:
             raise AdapterUnavailable(f"{call.engine_name} is not resident")
         sampling = Sampling.parse(call.body, call.endpoint, engine.defaults)
-        prompts = await asyncio.to_thread(_prompt_ids, engine, call)
-        queue: asyncio.Queue[tuple[int, Item]] = asyncio.Queue()
-        jobs = _jobs(prompts, adapter, sampling, engine, queue)
-        if len(jobs) > self._max_rows + self._max_waiting:
-            raise EngineOverloaded(f"the request holds {len(jobs)} prompts, more than this engine takes")
+        prompts = await asyncio.to_thread(call_token_ids, engine.tokenizer, engine.vocabulary, call)
+        if len(prompts) > self._max_rows + self._max_waiting:
+            raise EngineOverloaded(f"the request holds {len(prompts)} prompts, more than this engine takes at once")
+        budgets = [sampling.budget(len(ids), engine.context_length) for ids in prompts]
+        inbox = _Inbox()
+        jobs = [
+            Job(ids, adapter, sampling, budget, functools.partial(inbox.put, index))
+            for index, (ids, budget) in enumerate(zip(prompts, budgets, strict=True))
+        ]
         decoder.submit(jobs)
         return reply(
             call,
-            _events(queue, len(jobs)),
+            inbox.events(len(jobs)),
             choices=len(jobs),
             include_usage=sampling.include_usage,
             release=functools.partial(_cancel, jobs),
         )
+
+    async def _answer_probes(self, adapters: Sequence[Adapter | None]) -> list[list[Trace]]:
+        """Per adapter (`None`: the base) a trace for each probe, all decoded together beside the traffic."""
+        engine, decoder = self._up()
+        prompts = [await asyncio.to_thread(probe_token_ids, engine.tokenizer, probe) for probe in PROBES]
+        inbox = _Inbox()
+        traces = [[Trace() for _ in prompts] for _ in adapters]
+        jobs = [
+            Job(ids, adapter, _GREEDY, PROBE_TOKENS, functools.partial(inbox.put, 0), watch=trace.watch, urgent=True)
+            for adapter, row in zip(adapters, traces, strict=True)
+            for ids, trace in zip(prompts, row, strict=True)
+        ]
+        decoder.submit(jobs)
+        try:
+            async for _ in inbox.events(len(jobs)):
+                pass
+        finally:
+            _cancel(jobs)
+        return traces
 
     def _up(self) -> tuple[Engine, Decoder]:
         if self._engine is None or self._decoder is None or not self._decoder.alive:
@@ -152,102 +149,35 @@ class EmbeddedBackend:
         return self._engine, self._decoder
 
 
-def _load(folder: Path, device: str | None) -> Engine:
-    from . import folder as _  # noqa: F401 - PEFT's import belongs to the start, not to the first load
-    from .engine import load_engine
+class _Inbox:
+    """What the decoder hands over for one call, on the event loop."""
 
-    return load_engine(folder, device)
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[tuple[int, Item]] = asyncio.Queue()
+
+    def put(self, index: int, item: Item) -> None:
+        self._queue.put_nowait((index, item))
+
+    async def events(self, jobs: int) -> Events:
+        """Chunks until every job has finished; raises the first failure."""
+        while jobs:
+            index, item = await self._queue.get()
+            if isinstance(item, EngineFailed):
+                raise item
+            jobs -= item.finish_reason is not None
+            yield index, item
 
 
-def _start_decoder(engine: Engine, loop: asyncio.AbstractEventLoop, max_rows: int, max_waiting: int) -> Decoder:
-    from .decoder import Decoder
-
-    def deliver(items: list[tuple[Job, Item]]) -> None:
-        if not loop.is_closed():  # else nobody is left to hear
-            loop.call_soon_threadsafe(_hand_out, items)
-
-    decoder = Decoder(engine, deliver, max_rows=max_rows, max_waiting=max_waiting)
-    decoder.start()
-    return decoder
+def _deliver(loop: asyncio.AbstractEventLoop, items: list[tuple[Job, Item]]) -> None:
+    if not loop.is_closed():  # else nobody is left to hear
+        loop.call_soon_threadsafe(_put_all, items)
 
 
-def _hand_out(items: list[tuple[Job, Item]]) -> None:
+def _put_all(items: list[tuple[Job, Item]]) -> None:
     for job, item in items:
         job.sink(item)
-
-
-def _read(folder: Path, engine: Engine) -> Adapter:
-    from .folder import read_adapter
-
-    return read_adapter(
-        folder, engine.lora.linears, device=engine.device, dtype=engine.dtype, output_layer=engine.output_layer
-    )
-
-
-def _probe_ids(engine: Engine, text: str) -> tuple[int, ...]:
-    if engine.tokenizer.chat_template:
-        return tuple(prompt_token_ids(engine.tokenizer, [Message("user", text)]))
-    return _text_ids(engine, text)
-
-
-def _prompt_ids(engine: Engine, call: Call) -> list[tuple[int, ...]]:
-    if call.endpoint == "completions":
-        return [_completion_ids(engine, prompt) for prompt in parse_prompts(call.body)]
-    from jinja2 import TemplateError
-
-    messages = parse_messages(call.body)
-    if not engine.tokenizer.chat_template:
-        raise InvalidRequest("this base has no chat template; use /v1/completions", param="messages")
-    try:
-        return [tuple(prompt_token_ids(engine.tokenizer, messages))]
-    except TemplateError as error:
-        raise InvalidRequest(f"the base's chat template refuses these messages: {error}", param="messages") from error
-
-
-def _completion_ids(engine: Engine, prompt: TextOrIds) -> tuple[int, ...]:
-    ids = _text_ids(engine, prompt) if isinstance(prompt, str) else prompt
-    if not ids:
-        raise InvalidRequest("prompt holds no tokens", param="prompt")
-    if max(ids) >= engine.vocabulary:
-        raise InvalidRequest(
-            f"prompt holds token id {max(ids)}, the vocabulary has {engine.vocabulary}", param="prompt"
-        )
-    return ids
-
-
-def _text_ids(engine: Engine, text: str) -> tuple[int, ...]:
-    return tuple(engine.tokenizer(text)["input_ids"])
-
-
-def _jobs(
-    prompts: list[tuple[int, ...]],
-    adapter: Adapter | None,
-    sampling: Sampling,
-    engine: Engine,
-    queue: asyncio.Queue[tuple[int, Item]],
-) -> list[Job]:
-    from .row import Job
-
-    return [
-        Job(ids, adapter, sampling, sampling.budget(len(ids), engine.context_length), _sink(queue, index))
-        for index, ids in enumerate(prompts)
-    ]
-
-
-def _sink(queue: asyncio.Queue[tuple[int, Item]], index: int) -> Callable[[Item], None]:
-    return lambda item: queue.put_nowait((index, item))
 
 
 def _cancel(jobs: list[Job]) -> None:
     for job in jobs:
         job.cancelled = True
-
-
-async def _events(queue: asyncio.Queue[tuple[int, Item]], jobs: int) -> Events:
-    """Chunks until every job has finished; raises the first failure."""
-    while jobs:
-        index, item = await queue.get()
-        if isinstance(item, EngineFailed):
-            raise item
-        jobs -= item.finish_reason is not None
-        yield index, item

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...errors import AdapterUnavailable
+from .engine import Engine
 from .lora import Adapter, LowRank
 
 CONFIG_FILE = "adapter_config.json"
@@ -32,22 +33,16 @@ _HARMLESS_INITIALISATIONS = (True, False, "gaussian", "orthogonal")
 _MAX_PROBLEMS = 5
 
 
-def read_adapter(
-    folder: Path,
-    linears: Mapping[str, nn.Linear],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    output_layer: str | None,
-) -> Adapter:
-    """Read the version in `folder` for a base with these linear layers. Raises `AdapterUnavailable`.
+def read_adapter(folder: Path, engine: Engine) -> Adapter:
+    """Read the version in `folder` for the base in `engine`. Raises `AdapterUnavailable`.
 
     Refused, all problems at once: settings this engine would not apply, keys without a layer, layers named by the
     config without weights, wrong shapes, numbers that are not finite in `dtype`.
     """
+    linears, device, dtype = engine.lora.linears, engine.device, engine.dtype
     config = _read_config(folder / CONFIG_FILE)
     tensors = _read_weights(folder / WEIGHTS_FILE)
-    targets = {name for name in linears if _is_target(config, name, output_layer)}
+    targets = {name for name in linears if _is_target(config, name, engine.output_layer)}
     problems = _key_problems(tensors, targets)
     layers: dict[str, LowRank] = {}
     if not problems:
