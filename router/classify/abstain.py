@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from .head import Scalars, log_sum_exp
 
+Flags = npt.NDArray[np.bool_]
 ScoreName = Literal["probability", "margin", "energy"]
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
 DEFAULT_SCORE: ScoreName = "energy"  # where there are no negatives to choose with
@@ -27,20 +28,18 @@ NOTHING_KNOWN = -1e9  # the score of a text that shares no term with any example
 def decision_scores(name: ScoreName, logits: Scalars, temperature: float, base: int | None) -> Scalars:
     """The score `name` of each row of `logits` (…, labels), shape (…)."""
     routes = logits if base is None else np.delete(logits, base, axis=-1)
-    top = routes.max(axis=-1)
+    top: Scalars = routes.max(axis=-1)
+    result: Scalars
     if name == "probability":
-        result: Scalars = np.exp(top / temperature - log_sum_exp(logits / temperature))
-        return result
-    if name == "energy":
-        energy: Scalars = temperature * log_sum_exp(routes / temperature)
-        difference: Scalars = energy - logits[..., base] if base is not None else energy
-        return difference
-    if logits.shape[-1] == 1:
-        return top
-    ordered = np.sort(logits, axis=-1)
-    best_other = np.where(top == ordered[..., -1], ordered[..., -2], ordered[..., -1])
-    margin: Scalars = top - best_other
-    return margin
+        result = np.exp(top / temperature - log_sum_exp(logits / temperature))
+    elif name == "energy":
+        result = temperature * log_sum_exp(routes / temperature) - (0.0 if base is None else logits[..., base])
+    elif logits.shape[-1] == 1:
+        result = top
+    else:
+        ordered = np.sort(logits, axis=-1)
+        result = top - np.where(top == ordered[..., -1], ordered[..., -2], ordered[..., -1])
+    return result
 
 
 def conformal_threshold(scores: Scalars, coverage: float) -> float | None:
@@ -61,7 +60,7 @@ def separating_threshold(positives: Scalars, negatives: Scalars) -> float:
     return float(candidates[int(np.argmax(kept + rejected))])
 
 
-def choose_score(logits: Scalars, negative: npt.NDArray[np.bool_], temperature: float, base: int | None) -> ScoreName:
+def choose_score(logits: Scalars, negative: Flags, temperature: float, base: int | None) -> ScoreName:
     """The score with the best AUROC of in-scope rows against `negative` ones (rows,); the default without both."""
     if negative.all() or not negative.any():
         return DEFAULT_SCORE

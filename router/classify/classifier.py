@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,13 +82,19 @@ class Classifier:
         sparse = self.features.transform(text)
         logits = self.head.logits(sparse)
         scores = self._scores(sparse, logits)
+        terms = self._gains(sparse, self.head.labels.index(scores.route)).most_common(most)
+        reason = _reason(scores, sparse, self.score_name)
+        return Explanation(scores, reason, self._probabilities(logits), tuple(terms))
+
+    def _gains(self, sparse: Sparse, column: int) -> Counter[str]:
+        """What each term added to the logit of `column`; only gains. A word and its letters alike are added up."""
         weights = self.head.weights[sparse.indices]
-        column = self.head.labels.index(scores.route)
-        gains = sparse.values * (weights[:, column] - (weights.mean(axis=1) if len(self.head.labels) > 1 else 0))
+        mean = weights.mean(axis=1) if len(self.head.labels) > 1 else 0.0
         names = self.features.terms()
-        order = np.argsort(-gains, kind="stable")[:most]
-        terms = tuple((names[sparse.indices[at]], float(gains[at])) for at in order if gains[at] > 0)
-        return Explanation(scores, _reason(scores, sparse, self.score_name), self._probabilities(logits), terms)
+        gains: Counter[str] = Counter()
+        for index, gain in zip(sparse.indices, sparse.values * (weights[:, column] - mean), strict=True):
+            gains[names[index]] += float(gain)
+        return +gains
 
     def _scores(self, sparse: Sparse, logits: Scalars) -> Scores:
         base = self.base_column

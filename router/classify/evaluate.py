@@ -11,11 +11,11 @@ import numpy.typing as npt
 from adapters.rows import LabelledText
 
 from ..types import Scores
+from .abstain import Flags
+from .calibration import NEGATIVES
 from .classifier import Classifier
-from .fit import NEGATIVES
 from .head import Scalars
 
-Flags = npt.NDArray[np.bool_]
 ECE_BINS = 15
 
 

@@ -1,0 +1,126 @@
+"""Calibration rows: what the classifier says of texts that its weights never saw, and what is learned from that."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from adapters.rows import LabelledText
+
+from .abstain import (
+    Flags,
+    ScoreName,
+    choose_score,
+    conformal_threshold,
+    decision_scores,
+    separating_threshold,
+)
+from .classifier import BASE
+from .features import Features
+from .head import Head, Labels, Scalars, fit_temperature
+
+NEGATIVES = frozenset({BASE, "oos"})
+NEGATIVE = -1
+FOLDS = 5
+MANY_ROWS = 5_000  # from here on one held-out fold is calibration enough, and four further fits are saved
+
+Fit = Callable[[Sequence[LabelledText]], tuple[Features, Head]]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """`logits` (rows, labels) of unseen rows; `targets` (rows,): the column of each row's label.
+
+    A negative has the column of the base class, or `NEGATIVE` where none was learned.
+    """
+
+    logits: Scalars
+    targets: Labels
+    base: int | None
+
+    @property
+    def negative(self) -> Flags:
+        negative: Flags = np.isin(self.targets, [NEGATIVE, NEGATIVE if self.base is None else self.base])
+        return negative
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of rows whose label has the largest logit."""
+        known = self.targets != NEGATIVE
+        return float((self.logits.argmax(axis=1) == self.targets)[known].mean()) if known.any() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Abstention:
+    """`threshold` is `None` where there was no row to learn it from.
+
+    `holds` says whether there were rows enough for the coverage asked for.
+    """
+
+    temperature: float
+    score_name: ScoreName
+    threshold: float | None
+    holds: bool
+
+
+def learn_abstention(rows: Calibration, coverage: float) -> Abstention:
+    """Temperature, score and threshold.
+
+    With too few rows for `coverage` the threshold is what separates in-scope rows from negatives best, and
+    without negatives the smallest score of an in-scope row: n rows then promise a coverage of n / (n + 1).
+    """
+    known, negative = rows.targets != NEGATIVE, rows.negative
+    temperature = fit_temperature(rows.logits[known], rows.targets[known])
+    name = choose_score(rows.logits, negative, temperature, rows.base)
+    scores = decision_scores(name, rows.logits, temperature, rows.base)
+    in_scope, negatives = scores[~negative], scores[negative]
+    threshold = conformal_threshold(in_scope, coverage)
+    if threshold is not None or not len(in_scope):
+        return Abstention(temperature, name, threshold, threshold is not None)
+    lowest = separating_threshold(in_scope, negatives) if len(negatives) else float(in_scope.min())
+    return Abstention(temperature, name, lowest, False)
+
+
+def apply(features: Features, head: Head, rows: Sequence[LabelledText]) -> Calibration:
+    """What `head` says of `rows`; those of a label it does not have are left out."""
+    columns = {label: at for at, label in enumerate(head.labels)}
+    base = columns.get(BASE)
+    columns |= dict.fromkeys(NEGATIVES, NEGATIVE if base is None else base)
+    known = [row for row in rows if row.label in columns]
+    logits = np.array([head.logits(features.transform(row.text)) for row in known], dtype=np.float64)
+    targets = np.array([columns[row.label] for row in known], dtype=np.int64)
+    return Calibration(logits.reshape(len(known), len(head.labels)), targets, base)
+
+
+def hold_out(rows: Sequence[LabelledText], fit: Fit, seed: int) -> Calibration:
+    """Each row judged by a `fit` on the other folds: 5 in turn, or only the first of them with `MANY_ROWS`.
+
+    A label's only row stays in every fit, so that each knows all labels, and is not judged.
+    """
+    folds = _folds(rows, seed)
+    parts: list[Calibration] = []
+    for fold in range(1 if len(rows) >= MANY_ROWS else FOLDS):
+        features, head = fit([row for row, own in zip(rows, folds, strict=True) if own != fold])
+        parts.append(apply(features, head, [row for row, own in zip(rows, folds, strict=True) if own == fold]))
+    logits, targets = (np.concatenate(arrays) for arrays in zip(*((p.logits, p.targets) for p in parts), strict=True))
+    return Calibration(logits, targets, parts[0].base)
+
+
+def row_digest(row: LabelledText, seed: int = 0) -> bytes:
+    """sha256 of a row, its order in every shuffle."""
+    return hashlib.sha256(f"{seed}\0{row.label}\0{row.text}".encode(errors="surrogatepass")).digest()
+
+
+def _folds(rows: Sequence[LabelledText], seed: int) -> list[int]:
+    """A fold for each row, every label dealt evenly; −1 for a label's only row."""
+    counts = Counter(row.label for row in rows)
+    dealt: Counter[str] = Counter()
+    folds: dict[LabelledText, int] = {}
+    for row in sorted(rows, key=lambda row: row_digest(row, seed)):
+        folds[row] = dealt[row.label] % FOLDS if counts[row.label] > 1 else -1
+        dealt[row.label] += 1
+    return [folds[row] for row in rows]
