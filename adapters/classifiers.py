@@ -10,18 +10,19 @@ from . import schema
 from .errors import NotFound, Refused
 from .journal import Journal, read_classifier
 from .records import classifier_from_row
-from .rows import sha256_file
-from .store import MANIFEST_FILE, Store, digest_of_files
+from .store import Store
 from .types import ClassifierVersion, Event, Json
 
 
-def publish_classifier(journal: Journal, store: Store, folder: Path, summary: Json) -> ClassifierVersion:
-    """Store a classifier folder (flat, plain files) and give it the next number; the same bytes keep theirs."""
-    names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST_FILE)
-    with store.staged(folder, names) as staged:
-        files = {name: sha256_file(staged / name) for name in names}
-        digest = digest_of_files(files)
-        store.publish_classifier(staged, digest, files)
+def publish_classifier(
+    journal: Journal, store: Store, folder: Path, *, digest: str, summary: Json
+) -> ClassifierVersion:
+    """Store a classifier folder (flat, plain files) under the digest it carries and give it the next number.
+
+    The same digest again returns the version it has. Loading verifies the files against the digest.
+    """
+    with store.staged(folder, sorted(file.name for file in folder.iterdir())) as staged:
+        store.publish_classifier(staged, digest)
     table = schema.classifiers
     with journal.transaction() as connection:
         row = connection.execute(select(table).where(table.c.digest == digest)).first()

@@ -50,6 +50,21 @@ class Change:
     state: RouteState
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """What changed after a serial, read in one moment: the routes that have newer events, whole.
+
+    `last_serials` maps each of them to its newest event's serial; `live_classifier` is a digest.
+    """
+
+    serial: int
+    events: tuple[Event, ...]
+    routes: tuple[RouteState, ...]
+    last_serials: Mapping[str, int]
+    versions: tuple[AdapterVersion, ...]
+    live_classifier: str | None
+
+
 def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
@@ -161,6 +176,21 @@ class Journal:
             query = query.where(schema.events.c.route == route)
         with self.reading() as connection:
             return [event_from_row(row) for row in connection.execute(query)]
+
+    def view(self, *, after: int = 0) -> View:
+        """Everything that a gateway at serial `after` has to learn."""
+        with self.reading() as connection:
+            serial = int(connection.execute(select(schema.registry.c.serial)).scalar_one())
+            newer = schema.events.c.serial > after
+            rows = connection.execute(select(schema.events).where(newer).order_by(schema.events.c.serial))
+            events = tuple(event_from_row(row) for row in rows)
+            last: dict[str, int] = {event.route: event.serial for event in events if event.route is not None}
+            routes = tuple(state for name in sorted(last) if (state := read_route(connection, name)) is not None)
+            chosen = select(schema.versions).where(schema.versions.c.route.in_(sorted(last)))
+            versions = tuple(version_from_row(row) for row in connection.execute(chosen))
+            number = read_classifier(connection).live
+            digest = select(schema.classifiers.c.digest).where(schema.classifiers.c.number == number)
+            return View(serial, events, routes, last, versions, connection.execute(digest).scalar())
 
     def routes(self) -> list[RouteState]:
         with self.reading() as connection:

@@ -1,0 +1,184 @@
+"""create_app(parts): the HTTP surface, handlers of a few lines. Every error is an OpenAI error with a request id."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from adapters.errors import BranchlineError
+
+from .auth import Gatekeeper
+from .backends.base import Backend
+from .catalog import Catalog
+from .dispatch import Answer, Dispatcher
+from .errors import BodyTooLarge, InvalidRequest, error_object, wire_for
+from .listing import model_list
+from .porch import Porch
+from .telemetry import Telemetry
+from .types import Endpoint
+from .wire import parse_request
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything an app is made of, built in one place (`cli.py`, or a test)."""
+
+    catalog: Catalog
+    backend: Backend
+    dispatcher: Dispatcher
+    gatekeeper: Gatekeeper
+    telemetry: Telemetry
+    max_body_bytes: int = 8 * 1024 * 1024
+
+
+def create_app(parts: Parts) -> FastAPI:
+    """The gateway. The caller starts and stops `parts.backend` and `parts.catalog`."""
+    app = FastAPI(title="Branchline", docs_url=None, redoc_url=None)
+
+    async def infer(request: Request, endpoint: Endpoint) -> Response:
+        parsed = parse_request(await _read_body(request, parts.max_body_bytes), endpoint)
+        answer = await parts.dispatcher.answer(parsed, request.state.request_id)
+        if parsed.stream:
+            body = _with_last_words(answer.reply.body, request.state.request_id)
+            return StreamingResponse(body, headers=_headers(answer), media_type=answer.reply.content_type)
+        content = await _until_gone(request, _collect(answer.reply.body))
+        return Response(content, headers=_headers(answer), media_type=answer.reply.content_type)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        return await infer(request, "chat/completions")
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        return await infer(request, "completions")
+
+    @app.get("/v1/models")
+    async def models() -> JSONResponse:
+        return JSONResponse(model_list(parts.catalog.snapshot))
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        is_ready = await parts.backend.ready()
+        problems = {"routes": parts.catalog.problems, "classifier": parts.catalog.classifier_problem}
+        stale = round(parts.catalog.stale_seconds, 1)
+        return JSONResponse(
+            {"ready": is_ready, "problems": problems, "registry_stale_seconds": stale}, 200 if is_ready else 503
+        )
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(parts.telemetry.render(parts.catalog), media_type="text/plain; version=0.0.4")
+
+    _add_errors(app, parts)
+    app.add_middleware(Porch, gatekeeper=parts.gatekeeper, refuse=lambda error: _error_response(error, parts))
+    return app
+
+
+def _add_errors(app: FastAPI, parts: Parts) -> None:
+    @app.exception_handler(BranchlineError)
+    async def known(_request: Request, error: BranchlineError) -> Response:
+        return _error_response(error, parts)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        parts.telemetry.refused(code)
+        message = f"{request.method} {request.url.path!r:.200} is not served here"
+        document = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+        return JSONResponse({"error": document}, error.status_code, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def unknown(request: Request, error: Exception) -> Response:
+        response = _error_response(error, parts)
+        response.headers["x-request-id"] = request.state.request_id
+        return response
+
+
+def _error_response(error: Exception, parts: Parts) -> Response:
+    document = error_object(error)
+    parts.telemetry.refused(document["error"]["code"] or "invalid_request")
+    wire = wire_for(error)
+    headers = {"retry-after": "1"} if wire.status in (429, 503) else None
+    if wire.status == 401:
+        headers = {"www-authenticate": "Bearer"}
+    return JSONResponse(document, wire.status, headers=headers)
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise InvalidRequest(f"content-type is {content_type!r:.80}, expected application/json")
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > limit:
+            raise BodyTooLarge(f"the body is over {limit} bytes")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+async def _collect(body: AsyncIterator[bytes]) -> bytes:
+    return b"".join([piece async for piece in body])
+
+
+async def _until_gone(request: Request, work: Awaitable[bytes]) -> bytes:
+    """Finish `work`, unless the client goes away first: then it is cancelled, which stops the engine."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise InvalidRequest("the client closed the connection", code="client_closed_request")
+        return await task
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
+
+
+async def _with_last_words(body: AsyncIterator[bytes], request_id: str) -> AsyncIterator[bytes]:
+    """A stream cut short ends with an OpenAI error event that carries the request id."""
+    try:
+        async for piece in body:
+            yield piece
+    except BranchlineError as error:
+        document = error_object(error)
+        yield f"data: {json.dumps({**document, 'request_id': request_id})}\n\n".encode()
+    finally:
+        close = getattr(body, "aclose", None)
+        if close is not None:
+            await close()
+
+
+def _headers(answer: Answer) -> dict[str, str]:
+    decision = answer.decision
+    headers = {
+        "x-branchline-stage": decision.stage,
+        "x-branchline-reason": decision.reason,
+        "x-branchline-serial": str(answer.serial),
+        "x-branchline-overhead-ms": f"{answer.overhead_seconds * 1000:.3f}",
+    }
+    if decision.route is not None:
+        headers["x-branchline-route"] = decision.route
+    if decision.version is not None:
+        headers["x-branchline-version"] = str(decision.version)
+    if decision.confidence is not None:
+        headers["x-branchline-confidence"] = f"{decision.confidence:.4f}"
+    return headers

@@ -1,0 +1,172 @@
+"""`branchline serve`: the one place that builds a gateway from its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import click
+import uvicorn
+
+from adapters.home import Home, home_options
+from adapters.output import note
+from adapters.registry import Registry
+from adapters.store import Store
+
+from .app import Parts, create_app
+from .auth import Gatekeeper
+from .backends import BACKENDS, make_backend
+from .backends.base import Backend
+from .catalog import Catalog
+from .classify.classifier import Classifier
+from .classify.loader import load_classifier
+from .dispatch import Dispatcher
+from .errors import ConfigInvalid
+from .settings import Settings, read_settings
+from .telemetry import Telemetry
+
+GRACE_SECONDS = 15
+
+
+@click.command()
+@click.option("--backend", type=click.Choice(BACKENDS), default="embedded", show_default=True, help="The engine.")
+@click.option("--base", required=True, help="Base model: a folder or a hub id in the local cache.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Beyond loopback BRANCHLINE_API_KEY must be set.")
+@click.option("--port", default=8000, show_default=True, help="0 takes a free port.")
+@click.option("--allow-unreleased", is_flag=True, help="Let every key ask for versions that were never live.")
+@click.option("--decision-log", type=click.Path(path_type=Path), help="Append one JSON line per request, no prompts.")
+@click.option("--max-body-mb", default=8, show_default=True, help="Largest request body.")
+@home_options
+def serve(
+    home: Home,
+    backend: str,
+    base: str,
+    host: str,
+    port: int,
+    allow_unreleased: bool,
+    decision_log: Path | None,
+    max_body_mb: int,
+) -> None:
+    """Start a gateway: an OpenAI-compatible server that routes each request to an adapter or to the base."""
+    settings = read_settings(
+        home,
+        os.environ,
+        backend=backend,
+        base=base,
+        host=host,
+        port=port,
+        allow_unreleased=allow_unreleased,
+        decision_log=decision_log,
+        max_body_mb=max_body_mb,
+    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    gatekeeper = Gatekeeper.for_bind(settings.host, settings.api_key)
+    with listen(settings.host, settings.port) as bound:
+        registry = Registry.open(home.registry_url)
+        try:
+            engine = make_backend(settings.backend, settings.base, cache=home.fingerprints)
+            asyncio.run(run_gateway(settings, gatekeeper, registry, engine, bound))
+        finally:
+            registry.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind before anything expensive; raises `ConfigInvalid` with one clear line where that is impossible."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise ConfigInvalid(
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            hint="choose another --port, or stop what listens there",
+        ) from error
+    return bound
+
+
+async def run_gateway(
+    settings: Settings, gatekeeper: Gatekeeper, registry: Registry, engine: Backend, bound: socket.socket
+) -> None:
+    """Engine up, catalog following, then HTTP until SIGINT or SIGTERM; running answers get `GRACE_SECONDS`."""
+    telemetry = Telemetry(settings.decision_log)
+    catalog = Catalog(registry, Store(settings.home.store), engine, _load, gateway_id())
+    dispatcher = Dispatcher(catalog, engine, telemetry, allow_unreleased=settings.allow_unreleased)
+    app = create_app(Parts(catalog, engine, dispatcher, gatekeeper, telemetry, settings.max_body_bytes))
+    server = _Server(
+        uvicorn.Config(
+            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
+        )
+    )
+    stopped = _stop_signals()
+
+    async def serving() -> None:
+        note(f"starting the {settings.backend} engine on base {engine.base_id}")
+        await engine.start()
+        await catalog.start()
+        await catalog.settled()
+        _announce(catalog, bound, settings)
+        await server.serve([bound])
+
+    work = asyncio.create_task(serving())
+    waiting = asyncio.create_task(stopped.wait())
+    try:
+        await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            note("stopping: running answers may finish")
+            server.should_exit = True
+            if not server.started:
+                work.cancel()
+        with suppress(asyncio.CancelledError):
+            await work
+    finally:
+        waiting.cancel()
+        await catalog.stop()
+        await engine.stop()
+        telemetry.close()
+
+
+class _Server(uvicorn.Server):
+    """Signals are ours, so that Ctrl-C ends in one line and the heartbeat row goes away."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+def _stop_signals() -> asyncio.Event:
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    return stopped
+
+
+def _announce(catalog: Catalog, bound: socket.socket, settings: Settings) -> None:
+    host, port = bound.getsockname()[:2]
+    live = [f"{route.name}@{route.in_force}" for route in catalog.snapshot.routes.values() if route.in_force]
+    for name, problem in catalog.problems.items():
+        note(f"route {name}: {problem}")
+    classifier = catalog.classifier
+    note(
+        f"routes in force: {', '.join(live) or 'none'}; classifier: {classifier.digest[:16] if classifier else 'none'}"
+    )
+    shown = f"[{host}]" if ":" in host else host
+    note(f"serving on http://{shown}:{port}/v1 {'with' if settings.api_key else 'without'} a key")
+
+
+def gateway_id() -> str:
+    """Unique to this process: host, process number and a few random letters."""
+    return f"{socket.gethostname()[:30]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+
+
+def _load(folder: Path, digest: str) -> Classifier:
+    return load_classifier(folder, digest=digest)

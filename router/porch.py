@@ -1,0 +1,53 @@
+"""The porch: request ids, foreign pages and keys, before any handler. A plain ASGI middleware: it costs no task."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adapters.errors import BranchlineError
+
+from .auth import Gatekeeper
+
+PUBLIC_PATHS = frozenset({"/health", "/ready"})
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class Porch:
+    """Lets in http requests of this site with the key (`PUBLIC_PATHS` without); each gets a request id."""
+
+    def __init__(self, app: ASGIApp, gatekeeper: Gatekeeper, refuse: Callable[[BranchlineError], Response]) -> None:
+        self._app = app
+        self._gatekeeper = gatekeeper
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            self._gatekeeper.require_own_site(headers)
+            if scope["path"] not in PUBLIC_PATHS:
+                self._gatekeeper.require_key(headers)
+        except BranchlineError as error:
+            await self._refuse(error)(scope, receive, send_with_id)
+            return
+        await self._app(scope, receive, send_with_id)

@@ -1,0 +1,111 @@
+"""What the operator sees: Prometheus metrics with capped label values, and the decision log. Never a prompt."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from .catalog import Catalog
+from .types import Decision
+
+TAIL_BYTES = 4096
+MAX_ROUTE_LABELS = 1000
+_USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+log = logging.getLogger("branchline.telemetry")
+
+
+class Tail:
+    """The last 4 KB of an answer and how many events passed: enough for usage, whatever the answer's length."""
+
+    def __init__(self, *, stream: bool) -> None:
+        self._stream = stream
+        self._kept = b""
+        self._events = 0
+        self.first_byte_seconds: float | None = None
+
+    def push(self, piece: bytes, seconds: float) -> None:
+        if self.first_byte_seconds is None:
+            self.first_byte_seconds = seconds
+        if self._stream:
+            self._events += piece.count(b"data: ")
+        self._kept = (self._kept + piece)[-TAIL_BYTES:]
+
+    @property
+    def done(self) -> bool:
+        """Whether a stream ended as it should."""
+        return b"data: [DONE]" in self._kept
+
+    def tokens(self) -> tuple[int | None, int, bool]:
+        """(prompt tokens, completion tokens, estimated): from the usage, else one token for each event."""
+        found = _USAGE.findall(self._kept)
+        try:
+            usage = json.loads(found[-1]) if found else {}
+            return int(usage["prompt_tokens"]), int(usage.get("completion_tokens", 0)), False
+        except (ValueError, KeyError, TypeError):
+            return None, max(0, self._events - 3), True  # the role, the end and [DONE] are events without a token
+
+
+class Telemetry:
+    """One Prometheus registry per gateway; label values come from the catalog, never from the client."""
+
+    def __init__(self, decision_log: Path | None = None) -> None:
+        self.registry = CollectorRegistry()
+        labels = ["route", "stage", "reason"]
+        self._requests = Counter(
+            "branchline_requests", "Finished requests.", [*labels, "outcome"], registry=self.registry
+        )
+        self._errors = Counter("branchline_errors", "Requests refused or failed.", ["code"], registry=self.registry)
+        self._seconds = Histogram(
+            "branchline_request_seconds", "Whole request.", ["route"], registry=self.registry, buckets=_SECONDS
+        )
+        self._first_byte = Histogram(
+            "branchline_first_byte_seconds",
+            "Until the first byte.",
+            ["route"],
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
+        self._tokens = Counter("branchline_tokens", "Tokens.", ["route", "kind", "estimated"], registry=self.registry)
+        self._serial = Gauge("branchline_registry_serial", "The serial in force.", registry=self.registry)
+        self._stale = Gauge("branchline_registry_stale_seconds", "Since the registry answered.", registry=self.registry)
+        self._in_force = Gauge(
+            "branchline_route_as_wanted", "1 where a route is as wanted, else 0.", ["route"], registry=self.registry
+        )
+        self._log = None if decision_log is None else decision_log.open("a", encoding="utf-8", buffering=1)
+
+    def finished(self, decision: Decision, request_id: str, outcome: str, tail: Tail, seconds: float) -> None:
+        """Count a request whose answer has ended, one way or another."""
+        route = decision.route or "base"
+        self._requests.labels(route, decision.stage, decision.reason, outcome).inc()
+        self._seconds.labels(route).observe(seconds)
+        if tail.first_byte_seconds is not None:
+            self._first_byte.labels(route).observe(tail.first_byte_seconds)
+        prompt, completion, estimated = tail.tokens()
+        if prompt is not None:
+            self._tokens.labels(route, "prompt", "false").inc(prompt)
+        self._tokens.labels(route, "completion", str(estimated).lower()).inc(completion)
+        if self._log is not None:
+            facts = {**asdict(decision), "request_id": request_id, "outcome": outcome, "seconds": round(seconds, 6)}
+            self._log.write(json.dumps({"time": time.time(), **facts}) + "\n")
+
+    def refused(self, code: str) -> None:
+        self._errors.labels(code).inc()
+
+    def render(self, catalog: Catalog) -> bytes:
+        """The metrics page; gauges are read from the catalog now."""
+        self._serial.set(catalog.snapshot.serial)
+        self._stale.set(catalog.stale_seconds)
+        for name, route in list(catalog.snapshot.routes.items())[:MAX_ROUTE_LABELS]:
+            self._in_force.labels(name).set(route.in_force == route.wanted)
+        return generate_latest(self.registry)
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()

@@ -1,0 +1,94 @@
+"""The thread that follows the registry: polls its serial, hands on what changed, writes heartbeats.
+
+A registry that cannot be read never stops the gateway: what is in force stays in force, visibly stale.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from adapters.convergence import HEARTBEAT_SECONDS
+from adapters.errors import BranchlineError
+from adapters.journal import Journal, View
+from adapters.types import GatewayRow
+
+POLL_SECONDS = 0.025
+RETRY_SECONDS = 0.5
+log = logging.getLogger("branchline.registry")
+
+
+class Watcher:
+    """Calls `on_view` (in its own thread) for every change, and writes what `heartbeat()` returns every second and
+    whenever `beat_now` was called. `stale_seconds` tells how long the registry has not answered.
+    """
+
+    def __init__(
+        self, journal: Journal, on_view: Callable[[View], None], heartbeat: Callable[[], GatewayRow], serial: int
+    ) -> None:
+        self._journal = journal
+        self._on_view = on_view
+        self._heartbeat = heartbeat
+        self._serial = serial
+        self._wake = threading.Event()
+        self._beat_wanted = True
+        self._stopping = False
+        self._last_answer = time.monotonic()
+        self._last_beat = 0.0
+        self._failing = False
+        self._thread = threading.Thread(target=self._run, name="registry-watcher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and take this gateway's heartbeat row away."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout=5)
+
+    def beat_now(self) -> None:
+        self._beat_wanted = True
+        self._wake.set()
+
+    @property
+    def stale_seconds(self) -> float:
+        return time.monotonic() - self._last_answer if self._failing else 0.0
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self._step()
+                self._answered()
+                self._wake.wait(POLL_SECONDS)
+            except BranchlineError as error:
+                self._failed(error)
+                self._wake.wait(RETRY_SECONDS)
+            self._wake.clear()
+        try:
+            self._journal.forget_gateway(self._heartbeat().gateway_id)
+        except BranchlineError as error:
+            log.warning("could not take the heartbeat away: %s", error)
+
+    def _step(self) -> None:
+        if self._journal.serial() != self._serial:
+            view = self._journal.view(after=self._serial)
+            self._serial = view.serial
+            self._on_view(view)
+        if self._beat_wanted or time.monotonic() - self._last_beat >= HEARTBEAT_SECONDS:
+            self._beat_wanted = False
+            self._journal.beat(self._heartbeat())
+            self._last_beat = time.monotonic()
+
+    def _answered(self) -> None:
+        if self._failing:
+            log.warning("the registry answers again after %.1f s", self.stale_seconds)
+        self._failing = False
+        self._last_answer = time.monotonic()
+
+    def _failed(self, error: BranchlineError) -> None:
+        if not self._failing:
+            log.error("%s; serving what is in force", error)
+        self._failing = True
