@@ -1,0 +1,101 @@
+"""How a pattern is described, one bank of phrases a split. No phrase stands in two banks."""
+
+from dataclasses import dataclass
+
+from .entities import Split
+
+
+@dataclass(frozen=True)
+class RegexPhrases:
+    """Pairs of a wording and its pattern: `{a}` and `{b}` are literals, `{x}` a number of characters of a class."""
+
+    shapes: tuple[tuple[str, str], ...]
+    endings: tuple[str, ...]
+
+
+_SUBJECTS = {
+    "many": "[[|all |match |find |the |match all |find the ][lines|strings|words|rows|names] [that|which]]",
+    "one": "[[a|any|each|every|match a|find any] [line|string|word|row|name] [that|which]]",
+    "phrase": "[[|all |match |find |the |match any ][lines|strings|words|text|rows]]",
+}
+_VERBS = {
+    "starts": {"many": "[start with|begin with|have at the start|must start with|must begin with]", "one": "[starts with|begins with|has at the start|must start with]", "phrase": "[starting with|beginning with|with at the start]"},
+    "ends": {"many": "[end with|finish with|end in|have at the end|must end with]", "one": "[ends with|finishes with|ends in|has at the end|must end with]", "phrase": "[ending with|ending in|with at the end]"},
+    "has": {"many": "[contain|include|have|must contain]", "one": "[contains|includes|has|must contain]", "phrase": "[containing|including|with|having]"},
+    "is": {"many": "[are exactly|are only|equal|are nothing but]", "one": "[is exactly|is only|equals|is just|is nothing but]", "phrase": "[equal to|being only]"},
+}
+_THEN = "[then|followed by|, then|and then|and after that|directly followed by|with behind it|plus]"
+_LATER = "[and later|and somewhere later|, later|then anything, then|then any text and|followed later by|and further on]"
+
+_TRAIN_SHAPES = (
+    ("<starts> {a}", "^{a}"),
+    ("<ends> {a}", "{a}$"),
+    ("<has> {a}", "{a}"),
+    ("<is> {a}", "^{a}$"),
+    ("<starts> {a} and <ends> {b}", "^{a}.*{b}$"),
+    ("<ends> {b} and <starts> {a}", "^{a}.*{b}$"),
+    ("<starts> {a} and <ends> {x}", "^{a}.*{x}$"),
+    ("<starts> {x} and <ends> {a}", "^{x}.*{a}$"),
+    (f"<has> {{a}} {_THEN} {{x}}", "{a}{x}"),
+    (f"<has> {{x}} {_THEN} {{a}}", "{x}{a}"),
+    (f"<starts> {{a}} {_THEN} {{x}}", "^{a}{x}"),
+    (f"<ends> {{a}} {_THEN} {{x}}", "{a}{x}$"),
+    (f"<has> {{a}} {_LATER} {{b}}", "{a}.*{b}"),
+    ("<has> [either |]{a} or {b}", "({a}|{b})"),
+    ("<starts> [either |]{a} or {b}", "^({a}|{b})"),
+    ("<ends> [either |]{a} or {b}", "({a}|{b})$"),
+)
+
+
+def _inflect(wording: str, number: str) -> str:
+    """Put a subject before a wording and its verbs into the number of the subject."""
+    for verb, forms in _VERBS.items():
+        wording = wording.replace(f"<{verb}>", forms[number])
+    return f"{_SUBJECTS[number]} {wording}"
+
+
+_ITEM = "[anything|values|tokens|messages]"
+_START = f"{_ITEM} [whose start is|beginning in|always starting with]"
+_END = f"{_ITEM} [whose end is|finishing in|always ending with]"
+_HOLD = f"{_ITEM} [that do include|containing the word|with the word]"
+_AND_END = "[and also end with|while ending in|but ending with]"
+_NEXT = "[being followed by|which is followed by|and right after it]"
+_ANY = "[one of|any of]"
+
+BANKS: dict[Split, RegexPhrases] = {
+    "train": RegexPhrases(
+        shapes=tuple((_inflect(wording, number), pattern) for wording, pattern in _TRAIN_SHAPES for number in _SUBJECTS),
+        endings=("", "", ".", "!", " please"),
+    ),
+    "select": RegexPhrases(
+        shapes=(
+            ("[entries|records] that begin in {a}", "^{a}"),
+            ("[entries|records] that end at {a}", "{a}$"),
+            ("[entries|records] where {a} occurs", "{a}"),
+            ("[entries|records] that do start with {a} and that end with {b}", "^{a}.*{b}$"),
+            ("[entries|records] that do start with {a} and that end with {x}", "^{a}.*{x}$"),
+            ("[entries|records] where {a} is followed by {x}", "{a}{x}"),
+            ("[entries|records] that begin in {a} with next to it {x}", "^{a}{x}"),
+            ("[entries|records] where {a} or {b} occurs", "({a}|{b})"),
+            ("[entries|records] where {a} occurs and later {b}", "{a}.*{b}"),
+        ),
+        endings=("", "."),
+    ),
+    "eval": RegexPhrases(
+        shapes=(
+            (f"{_START} {{a}}", "^{a}"),
+            (f"{_END} {{a}}", "{a}$"),
+            (f"{_HOLD} {{a}}", "{a}"),
+            (f"{_ITEM} [that is exactly|being exactly|that is nothing but] {{a}}", "^{a}$"),
+            (f"{_START} {{a}} {_AND_END} {{b}}", "^{a}.*{b}$"),
+            (f"{_START} {{a}} {_AND_END} {{x}}", "^{a}.*{x}$"),
+            (f"{_START} {{x}} {_AND_END} {{a}}", "^{x}.*{a}$"),
+            (f"{_HOLD} {{a}} {_NEXT} {{x}}", "{a}{x}"),
+            (f"{_START} {{a}} {_NEXT} {{x}}", "^{a}{x}"),
+            (f"{_HOLD} {{a}} [and at a later point|and some time later|with any text and then] {{b}}", "{a}.*{b}"),
+            (f"{_ITEM} [that do include|containing] {_ANY} {{a}} or {{b}}", "({a}|{b})"),
+            (f"{_START} {_ANY} {{a}} or {{b}}", "^({a}|{b})"),
+        ),
+        endings=("", ".", ", thanks"),
+    ),
+}
