@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,19 +81,20 @@ class Classifier:
         sparse = self.features.transform(text)
         logits = self.head.logits(sparse)
         scores = self._scores(sparse, logits)
-        terms = self._gains(sparse, self.head.labels.index(scores.route)).most_common(most)
+        gains = self._gains(sparse, self.head.labels.index(scores.route))
+        terms = sorted(gains.items(), key=lambda item: (-item[1], item[0]))[:most]
         reason = _reason(scores, sparse, self.score_name)
         return Explanation(scores, reason, self._probabilities(logits), tuple(terms))
 
-    def _gains(self, sparse: Sparse, column: int) -> Counter[str]:
-        """What each term added to the logit of `column`; only gains. A word and its letters alike are added up."""
+    def _gains(self, sparse: Sparse, column: int) -> dict[str, float]:
+        """What each term added to the logit of `column`, gains only. A word and its equal letters are added up."""
         weights = self.head.weights[sparse.indices]
         mean = weights.mean(axis=1) if len(self.head.labels) > 1 else 0.0
         names = self.features.terms()
-        gains: Counter[str] = Counter()
+        gains: dict[str, float] = {}
         for index, gain in zip(sparse.indices, sparse.values * (weights[:, column] - mean), strict=True):
-            gains[names[index]] += float(gain)
-        return +gains
+            gains[names[index]] = gains.get(names[index], 0.0) + float(gain)
+        return {term: gain for term, gain in gains.items() if gain > 0}
 
     def _scores(self, sparse: Sparse, logits: Scalars) -> Scores:
         base = self.base_column
