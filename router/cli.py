@@ -104,7 +104,12 @@ async def run_gateway(
     app = create_app(Parts(catalog, engine, dispatcher, gatekeeper, telemetry, settings.max_body_bytes))
     server = _Server(
         uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
+            app,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
         )
     )
     stopped = _stop_signals()

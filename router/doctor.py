@@ -1,0 +1,159 @@
+"""`branchline doctor`: what this installation can do, and what is wrong with it, found out rather than assumed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from adapters.base import find_base
+from adapters.classifiers import live_classifier
+from adapters.convergence import ALIVE_SECONDS
+from adapters.errors import BranchlineError
+from adapters.home import Home, home_options
+from adapters.output import json_option, print_json, print_table
+from adapters.registry import Registry
+from adapters.store import Store
+from adapters.types import AdapterVersion
+
+from .classify.loader import load_classifier
+from .settings import API_KEY
+
+Level = Literal["ok", "note", "problem"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `problem` means that something will not work until it is mended."""
+
+    what: str
+    level: Level
+    found: str
+
+
+Check = Callable[[], Iterator[Finding]]
+
+
+@click.command()
+@click.option("--base", help="Also look at this base model, and whether stored versions belong to it.")
+@json_option
+@home_options
+def doctor(home: Home, base: str | None, as_json: bool) -> None:
+    """Say what this installation can do, and what is wrong with it. Exit 1 where there is a problem."""
+    findings = examine(home, base)
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        print_table(("what", "level", "found"), [(one.what, one.level, one.found) for one in findings])
+    problems = [finding for finding in findings if finding.level == "problem"]
+    if problems:
+        raise BranchlineError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", hint="see the table above")
+
+
+def examine(home: Home, base: str | None) -> list[Finding]:
+    """Every check, each on its own: one that fails is a finding and does not stop the others."""
+    checks: dict[str, Check] = {
+        "packages": _packages,
+        "engines": _engines,
+        "home": lambda: _home(home.folder),
+        "key": _key,
+        "base": lambda: _base(home, base),
+    }
+    if home.folder.exists():  # looking must not make a registry where there is none
+        checks["registry"] = lambda: _registry(home)
+    return [finding for what, check in checks.items() for finding in _guarded(what, check)]
+
+
+def _guarded(what: str, check: Check) -> Iterator[Finding]:
+    try:
+        yield from check()
+    except BranchlineError as error:
+        yield Finding(what, "problem", str(error))
+
+
+def _packages() -> Iterator[Finding]:
+    yield Finding("python", "ok", platform.python_version())
+    for name in ("branchline", "fastapi", "scikit-learn", "torch", "transformers", "peft"):
+        try:
+            yield Finding(name, "ok", installed_version(name))
+        except PackageNotFoundError:
+            yield Finding(name, "note", "not installed")
+
+
+def _engines() -> Iterator[Finding]:
+    missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
+    if missing:
+        yield Finding("engine embedded", "note", f"not available: install {', '.join(missing)}")
+    else:
+        yield Finding("engine embedded", "ok", "available")
+
+
+def _home(folder: Path) -> Iterator[Finding]:
+    if not folder.exists():
+        yield Finding("home", "note", f"{folder} does not exist yet; the first command that writes makes it")
+        return
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & 0o077:
+        yield Finding("home", "problem", f"{folder} has mode {mode:04o}; others may read it: chmod 700")
+    elif not os.access(folder, os.W_OK):
+        yield Finding("home", "problem", f"{folder} is not writable")
+    else:
+        yield Finding("home", "ok", str(folder))
+
+
+def _key() -> Iterator[Finding]:
+    if os.environ.get(API_KEY):
+        yield Finding("key", "ok", f"{API_KEY} is set")
+    else:
+        yield Finding("key", "note", f"{API_KEY} is not set: only loopback can be served")
+
+
+def _registry(home: Home) -> Iterator[Finding]:
+    registry = Registry.open(home.registry_url)
+    store = Store(home.store)
+    yield Finding("registry", "ok", f"serial {registry.serial()}, {len(registry.routes())} routes")
+    versions = [one for one in registry.versions() if one.number not in registry.route(one.route).retired]
+    for one in versions:
+        yield from _guarded(f"version {one.ref}", partial(_version, store, one))
+    live = live_classifier(registry)
+    if live is None:
+        yield Finding("classifier", "note", "none is live: `auto` goes to the base")
+    else:
+        loaded = load_classifier(store.classifier_folder(live.digest), digest=live.digest)
+        yield Finding("classifier", "ok", f"{live.number} ({live.digest[:16]}), {len(loaded.routes)} routes")
+        unknown = set(loaded.routes) - {state.name for state in registry.routes()}
+        if unknown:
+            yield Finding("classifier", "problem", f"knows routes that do not exist: {', '.join(sorted(unknown))}")
+    for row in registry.gateways():
+        age = time.time() - row.last_seen
+        state = "alive" if age < ALIVE_SECONDS else f"last seen {age:.0f} s ago"
+        yield Finding(f"gateway {row.gateway_id}", "ok", f"{state}, serial {row.serial}")
+        for name, in_force in row.routes.items():
+            if in_force.problem:
+                yield Finding(f"gateway {row.gateway_id}", "problem", f"route {name}: {in_force.problem}")
+
+
+def _version(store: Store, version: AdapterVersion) -> Iterator[Finding]:
+    store.verify(version.route, version.digest)
+    yield Finding(f"version {version.ref}", "ok", "intact")
+
+
+def _base(home: Home, name: str | None) -> Iterator[Finding]:
+    if name is None:
+        return
+    base = find_base(name, cache=home.fingerprints)
+    yield Finding("base", "ok", f"{base.id} ({base.fingerprint[:16]})")
+    for one in Registry.open(home.registry_url).versions() if home.folder.exists() else ():
+        if one.manifest.base_fingerprint != base.fingerprint:
+            yield Finding(f"version {one.ref}", "problem", f"belongs to another base ({one.manifest.base_id})")
