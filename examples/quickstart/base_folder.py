@@ -1,4 +1,6 @@
-"""The base folder on disk: model shape, weights in bf16, tokenizer, and DATA.json with the digests of everything it was made from."""
+"""The base folder on disk: model shape, weights in bf16, tokenizer, and DATA.json with the digests of everything it
+was made from.
+"""
 
 import hashlib
 import json
@@ -21,6 +23,7 @@ class TrainingRecord:
     progress: dict[str, Any]
     loss: float
     held_out_exact_match: float
+    conversation_digest: str
     chunk_digests: list[str]
     book_digests: dict[str, str]
     word_list_digests: dict[str, str]
@@ -72,6 +75,13 @@ def write_base(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, reco
     saved.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad, do_sample=False, max_new_tokens=128)
     saved.save_pretrained(folder)
     wrap_tokenizer(tokenizer).save_pretrained(folder)
-    origin = {"made_by": "python -m examples.quickstart.make_base", "torch": torch.__version__, "hours": round(record.progress["seconds"] / 3600, 3)}
-    weights = {"model.safetensors": digest_file(folder / "model.safetensors"), "tokenizer.json": digest_file(folder / "tokenizer.json")}
+    origin = {
+        "made_by": "python -m examples.quickstart.make_base",
+        "torch": torch.__version__,
+        "hours": round(record.progress["seconds"] / 3600, 3),
+    }
+    weights = {
+        "model.safetensors": digest_file(folder / "model.safetensors"),
+        "tokenizer.json": digest_file(folder / "tokenizer.json"),
+    }
     write_json(folder / "DATA.json", {**origin, **asdict(record), "files": weights})

@@ -1,6 +1,7 @@
 """The `booking` task: a sentence that books a table -> JSON.
 
-    Table for four under Marlow on Friday at 7 pm   ->   {"name": "Marlow", "people": 4, "day": "Friday", "time": "19:00"}
+    Table for four under Marlow on Friday at 7 pm
+    -> {"name": "Marlow", "people": 4, "day": "Friday", "time": "19:00"}
 
 Entities: the guest's name. Numbers of people, week days and hours are closed sets, not entities.
 """

@@ -1,7 +1,8 @@
 """General texts: the guardrail that adapters must not spoil, and what the classifier has to leave to the base.
 
-The guardrail asks for skills that the base learnt, on words that its pretraining tasks never used. The texts for the classifier are
-requests and questions of every sort, near misses of the three routes among them; `train` and `eval` have separate wordings and words.
+The guardrail asks for skills that the base learnt, on words that its pretraining tasks never used. The texts for
+the classifier are requests and questions of every sort, near misses of the three routes among them; `train` and
+`eval` have separate wordings and words.
 """
 
 import random
@@ -28,7 +29,14 @@ SKILLS: tuple[Maker, ...] = (
     forms.find_field,
     forms.fill_given_shape,
 )
-_SUMS: tuple[Maker, ...] = (numbers.arithmetic, numbers.spell_number, numbers.compare, numbers.clock, lists.reorder, lists.count_items)
+_SUMS: tuple[Maker, ...] = (
+    numbers.arithmetic,
+    numbers.spell_number,
+    numbers.compare,
+    numbers.clock,
+    lists.reorder,
+    lists.count_items,
+)
 
 
 def guardrail_lexicon() -> Lexicon:

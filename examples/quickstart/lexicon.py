@@ -1,8 +1,10 @@
-"""The words that synthetic text is filled with: two committed lists drawn from the public-domain books, minus reserved words.
+"""The words that synthetic text is filled with: two committed lists drawn from the public-domain books, minus
+reserved words.
 
-`words.txt` and `names.txt` are made once from the books by `python -m examples.quickstart.lexicon DATA_FOLDER`, so that everything
-else here is the same with and without the books. Words that the three tasks or the guardrail use as entities (`entities.py`) are
-left out of both lists, so a base trained on them has met no task entity in a slot (prose of the books may still contain some).
+`words.txt` and `names.txt` are made once from the books by `python -m examples.quickstart.lexicon DATA_FOLDER`, so
+that everything else here is the same with and without the books. Words that the three tasks or the guardrail use as
+entities (`entities.py`) are left out of both lists, so a base trained on them has met no task entity in a slot
+(prose of the books may still contain some).
 """
 
 import argparse
@@ -17,7 +19,31 @@ from pathlib import Path
 from .entities import reserved_words
 
 HERE = Path(__file__).parent
-_CONSONANTS = ("b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "st", "tr", "pl", "ch", "sh")
+_CONSONANTS = (
+    "b",
+    "c",
+    "d",
+    "f",
+    "g",
+    "h",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "t",
+    "v",
+    "w",
+    "z",
+    "br",
+    "st",
+    "tr",
+    "pl",
+    "ch",
+    "sh",
+)
 _VOWELS = ("a", "e", "i", "o", "u", "a", "e", "o", "ai", "ea", "oo")
 _ENDINGS = ("", "", "n", "r", "l", "s", "t", "m", "k", "nd", "rk")
 
@@ -102,7 +128,9 @@ def extract_lists(data_folder: Path, word_count: int, name_count: int) -> tuple[
             capital.update(re.findall(r"(?<=[a-z,] )[A-Z][a-z]{2,9}(?![A-Za-z'])", paragraph))
     reserved = reserved_words()
     words = [word for word, seen in lower.most_common() if word not in reserved and capital[word.capitalize()] < seen]
-    names = [name for name, seen in capital.most_common() if name.lower() not in reserved and lower[name.lower()] * 5 < seen]
+    names = [
+        name for name, seen in capital.most_common() if name.lower() not in reserved and lower[name.lower()] * 5 < seen
+    ]
     return sorted(words[:word_count]), sorted(names[:name_count])
 
 

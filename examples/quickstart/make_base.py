@@ -1,15 +1,17 @@
-"""Make the pocket base: learn the tokenizer, train the model on CPU or GPU, write the base folder with the digests of its data.
+"""Make the pocket base: learn the tokenizer, train the model on CPU or GPU, write the base folder with the digests
+of its data.
 
     python -m examples.quickstart.make_base --data ../shared/data --steps 3000
 
-Started again after a kill, it goes on from the last checkpoint in `--work`. With fewer `--steps` than before it goes straight into the
-cool-down, so a run can be ended early. The data, the model's first weights and the order of the batches depend on `--seed` only.
+Started again after a kill, it goes on from the last checkpoint in `--work`. With fewer `--steps` than before it
+goes straight into the cool-down, so a run can be ended early. The data, the model's first weights and the order of
+the batches depend on `--seed` only.
 """
 
 import argparse
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -114,7 +116,9 @@ class Trainer:
         return batch
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The weighted sum of token losses, and the share of documents whose well-determined tokens are all predicted."""
+        """The weighted sum of token losses, and the share of documents whose well-determined tokens are all
+        predicted.
+        """
         ids = torch.from_numpy(batch.ids).to(self.device)
         weights = torch.from_numpy(batch.weights).to(self.device)[:, 1:]
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -152,8 +156,7 @@ class Trainer:
     def held_out_exact_match(self) -> float:
         """Share of single unseen exchanges whose whole answer is the greedy one."""
         rng = random.Random(f"{self.settings.seed}/{HELD_OUT_CHUNK}")
-        corpus = Corpus(self.corpus.tokenizer, self.corpus.lexicon, (), 0.0, self.settings.seed)
-        assert draw_conversation(rng, corpus.lexicon)
+        corpus = replace(self.corpus, paragraphs=(), prose_share=0.0)
         batches = make_batches(make_chunk(corpus, HELD_OUT_CHUNK, tokens=30_000), 8192, pad_id(corpus.tokenizer), rng)
         rows = sum(len(batch.ids) for batch in batches)
         return sum(float(self.loss(batch)[1]) * len(batch.ids) for batch in batches) / rows
@@ -169,11 +172,18 @@ def run(trainer: Trainer, minutes: float) -> list[float]:
         if progress.step % 20 == 0:
             mean = sum(losses[-20:]) / len(losses[-20:])
             speed = progress.tokens / progress.seconds
-            print(f"step {progress.step}/{settings.steps} tokens {progress.tokens} loss {mean:.4f} {speed:.0f} tokens/s {progress.seconds:.0f} s", flush=True)
+            print(
+                f"step {progress.step}/{settings.steps} tokens {progress.tokens} loss {mean:.4f} {speed:.0f} "
+                f"tokens/s {progress.seconds:.0f} s",
+                flush=True,
+            )
         if time.monotonic() - saved > minutes * 60 or progress.step == settings.steps:
             trainer.save()
             saved = time.monotonic()
-            print(f"checkpoint at step {progress.step}: held-out exact match {trainer.held_out_exact_match():.3f}", flush=True)
+            print(
+                f"checkpoint at step {progress.step}: held-out exact match {trainer.held_out_exact_match():.3f}",
+                flush=True,
+            )
     return losses
 
 
@@ -192,7 +202,9 @@ def make_corpus(settings: Settings, data: Path, work: Path) -> Corpus:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds books/; may be absent")
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="folder that holds books/; may be absent"
+    )
     parser.add_argument("--work", type=Path, default=Path(".branchline/base-training"), help="checkpoints")
     parser.add_argument("--out", type=Path, default=HERE / "base", help="the base folder to write")
     parser.add_argument("--seed", type=int, default=0)
@@ -225,11 +237,13 @@ def main() -> None:
     losses = run(trainer, arguments.checkpoint_minutes)
     if losses:
         write_json(arguments.work / "loss.json", {"loss": sum(losses) / len(losses)})
+    without_books = replace(corpus, paragraphs=(), prose_share=0.0)
     record = TrainingRecord(
         settings=asdict(settings),
         progress=asdict(trainer.progress),
         loss=float(read_json(arguments.work / "loss.json")["loss"]),
         held_out_exact_match=trainer.held_out_exact_match(),
+        conversation_digest=digest_chunk(make_chunk(without_books, 0, tokens=50_000)),
         chunk_digests=trainer.chunk_digests,
         book_digests={path.name: digest_file(path) for path in book_files(arguments.data)[: settings.book_files]},
         word_list_digests={name: digest_file(HERE / name) for name in ("words.txt", "names.txt")},

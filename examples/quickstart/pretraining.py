@@ -1,7 +1,9 @@
-"""The pocket base's training data: numbered chunks of documents as token arrays, each chunk a pure function of seed and number.
+"""The pocket base's training data: numbered chunks of documents as token arrays, each chunk a pure function of seed
+and number.
 
-A chunk mixes conversations of the curriculum with paragraphs of the books. Documents are padded to the right in buckets of like length
-(causal attention needs no mask then); the weight of a token in the loss is 1 where it can be learnt, 0.1 in a user turn, 0 in padding.
+A chunk mixes conversations of the curriculum with paragraphs of the books. Documents are padded to the right in
+buckets of like length (causal attention needs no mask then); the weight of a token in the loss is 1 where it can be
+learnt, 0.1 in a user turn, 0 in padding.
 """
 
 import hashlib
@@ -52,8 +54,12 @@ class Corpus:
 
 
 def load_paragraphs(data_folder: Path, files: int) -> list[str]:
-    """Paragraphs of prose of the first book files, 80 to 900 characters, in reading order; empty where there are no books."""
-    return [text for path in book_files(data_folder)[:files] for text in read_paragraphs(path) if 80 <= len(text) <= 900]
+    """Paragraphs of prose of the first book files, 80 to 900 characters, in reading order; empty where there are no
+    books.
+    """
+    return [
+        text for path in book_files(data_folder)[:files] for text in read_paragraphs(path) if 80 <= len(text) <= 900
+    ]
 
 
 def draw_documents(corpus: Corpus, number: int) -> Iterator[Document]:
@@ -105,8 +111,8 @@ def digest_chunk(chunk: Sequence[Encoded]) -> str:
 def make_batches(chunk: Sequence[Encoded], batch_tokens: int, pad: int, rng: random.Random) -> list[Batch]:
     """Batches of about `batch_tokens` tokens of documents of like length, in random order.
 
-    A batch has one token more than a multiple of 16 (its last token is only ever a target), so few different shapes occur and the
-    compiled kernels for them are found again.
+    A batch has one token more than a multiple of 16 (its last token is only ever a target), so few different shapes
+    occur and the compiled kernels for them are found again.
     """
     rest = sorted(chunk, key=lambda encoded: len(encoded.ids), reverse=True)
     batches: list[Batch] = []

@@ -19,13 +19,31 @@ _SUBJECTS = {
     "phrase": "[[|all |match |find |the |match any ][lines|strings|words|text|rows]]",
 }
 _VERBS = {
-    "starts": {"many": "[start with|begin with|have at the start|must start with|must begin with]", "one": "[starts with|begins with|has at the start|must start with]", "phrase": "[starting with|beginning with|with at the start]"},
-    "ends": {"many": "[end with|finish with|end in|have at the end|must end with]", "one": "[ends with|finishes with|ends in|has at the end|must end with]", "phrase": "[ending with|ending in|with at the end]"},
-    "has": {"many": "[contain|include|have|must contain]", "one": "[contains|includes|has|must contain]", "phrase": "[containing|including|with|having]"},
-    "is": {"many": "[are exactly|are only|equal|are nothing but]", "one": "[is exactly|is only|equals|is just|is nothing but]", "phrase": "[equal to|being only]"},
+    "starts": {
+        "many": "[start with|begin with|have at the start|must start with|must begin with]",
+        "one": "[starts with|begins with|has at the start|must start with]",
+        "phrase": "[starting with|beginning with|with at the start]",
+    },
+    "ends": {
+        "many": "[end with|finish with|end in|have at the end|must end with]",
+        "one": "[ends with|finishes with|ends in|has at the end|must end with]",
+        "phrase": "[ending with|ending in|with at the end]",
+    },
+    "has": {
+        "many": "[contain|include|have|must contain]",
+        "one": "[contains|includes|has|must contain]",
+        "phrase": "[containing|including|with|having]",
+    },
+    "is": {
+        "many": "[are exactly|are only|equal|are nothing but]",
+        "one": "[is exactly|is only|equals|is just|is nothing but]",
+        "phrase": "[equal to|being only]",
+    },
 }
 _THEN = "[then|followed by|, then|and then|and after that|directly followed by|with behind it|plus]"
-_LATER = "[and later|and somewhere later|, later|then anything, then|then any text and|followed later by|and further on]"
+_LATER = (
+    "[and later|and somewhere later|, later|then anything, then|then any text and|followed later by|and further on]"
+)
 
 _TRAIN_SHAPES = (
     ("<starts> {a}", "^{a}"),
@@ -64,7 +82,9 @@ _ANY = "[one of|any of]"
 
 BANKS: dict[Split, RegexPhrases] = {
     "train": RegexPhrases(
-        shapes=tuple((_inflect(wording, number), pattern) for wording, pattern in _TRAIN_SHAPES for number in _SUBJECTS),
+        shapes=tuple(
+            (_inflect(wording, number), pattern) for wording, pattern in _TRAIN_SHAPES for number in _SUBJECTS
+        ),
         endings=("", "", ".", "!", " please"),
     ),
     "select": RegexPhrases(

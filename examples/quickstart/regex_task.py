@@ -1,6 +1,7 @@
 """The `regex` task: an English description -> a regular expression.
 
-    Lines that start with foo and end with three digits   ->   ^foo.*\\d{3}$
+    Lines that start with foo and end with three digits
+    -> ^foo.*\\d{3}$
 
 Entities: the literal words. Counts and the names of character classes are not entities.
 """

@@ -1,8 +1,10 @@
-"""Rows of a task and how a split is drawn: seeded, without repeats, with the template of every row kept for the checks.
+"""Rows of a task and how a split is drawn: seeded, without repeats, with the template of every row kept for the
+checks.
 
-A *template* is a row's sentence with its slots unfilled: the surface wording. Splits draw their wordings from separate phrase banks, so
-no phrase of the held-out split occurs in `train` or `select`; what they share are the words that carry the meaning (`average`, `more
-than`, `starts with`, week days), which are the vocabulary of the task.
+A *template* is a row's sentence with its slots unfilled: the surface wording. Splits draw their wordings from
+separate phrase banks, so no phrase of the held-out split occurs in `train` or `select`; what they share are the
+words that carry the meaning (`average`, `more than`, `starts with`, week days), which are the vocabulary of the
+task.
 """
 
 import json

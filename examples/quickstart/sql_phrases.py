@@ -32,25 +32,34 @@ SIGNS = {
 }
 
 _ASK = (
-    "[show|give|find|get|return|report|print|tell|list|fetch|display][| me| us]|please [name|list|find|show]|I [need|want|would like]|we [need|want]|"
+    "[show|give|find|get|return|report|print|tell|list|fetch|display][| me| us]|please [name|list|find|show]|I "
+    "[need|want|would like]|we [need|want]|"
     "[can|could|will] you [show|find|list|get][| me]|what [is|are|was]|which is|say|write|read out|work out"
 )
 _OF = "| [of|for|in|from] [|the |all |those ]{t}| over all {t}| of any of the {t}"
-_IF = "where [|the |its |their ]{k}|when [|the |its ]{k}|if [|the |its ]{k}|for which [the ]{k}|only if [the |]{k}|only where [the |]{k}|in case [the ]{k}|whose {k}"
+_IF = (
+    "where [|the |its |their ]{k}|when [|the |its ]{k}|if [|the |its ]{k}|for which [the ]{k}|only if [the |"
+    "]{k}|only where [the |]{k}|in case [the ]{k}|whose {k}"
+)
 _IF_NOUN = "with [|a |the ]{k}|having [|a |the ]{k}|and a {k}"
 
 BANKS: dict[Split, SqlPhrases] = {
     "train": SqlPhrases(
-        column=f"[{_ASK}] [the|each|every|only the|just the|all the] {{c}}[{_OF}]",
-        count="[how many {t}[| are there| do we have| are listed| exist]|[what is|give me|show|find|tell me|get] the [number|count] of {t}|count [|the |all |all the |those ]{t}|"
-        "[show|get|return|I want|please give] [a|the] count of [|the |all ]{t}|the number of {t}|[say|tell us|find out|I need to know] how many {t}[| there are]]",
+        column=f"[{_ASK}] [the|each|every|nothing but the|just the|all the] {{c}}[{_OF}]",
+        count="[how many {t}[| are there| do we have| are listed| exist]|[give me|show|tell me|get|print|I want] "
+        "the [number|count] of {t}|count [|the |all |all the |those ]{t}|"
+        "[show|get|return|I want|please give] [a|the] count of [|the |all ]{t}|the number of {t}|[say|tell us|"
+        "find out|I need to know] how many {t}[| there are]]",
         aggregate=f"[{_ASK}|how much is] [the|a|our] {{f}} {{c}}[{_OF}]",
-        equal=f"[[{_IF}] [is|equals|=|was|has been|has the value|says|shows|holds]|[{_IF_NOUN}] [of|=|being|called|named|saying]] {{v}}",
-        compare=f"[[{_IF}] [is|was|goes|stays|has been|is something|comes to]|[{_IF_NOUN}] [of|being|that is|going|staying]] {{o}} {{n}}",
+        equal=f"[[{_IF}] [is|equals|=|was|has been|has the value|says|shows|holds]|[{_IF_NOUN}] [of|=|being|"
+        f"called|named|saying]] {{v}}",
+        compare=f"[[{_IF}] [is|was|goes|stays|has been|is something|comes to]|[{_IF_NOUN}] [of|being|that is|"
+        f"going|staying]] {{o}} {{n}}",
         endings=(".", ".", "?", "", "!", " please.", ", please.", " now."),
     ),
     "select": SqlPhrases(
-        column="[search for|select|give back|hand me|dig out|send] [the|every single] {c} [held by|belonging to|known for] [the |]{t}",
+        column="[search for|select|give back|hand me|dig out|send] [the|every single] {c} [held by|belonging to|"
+        "known for] [the |]{t}",
         count="[[check|see|determine] how many {t} [turn up|show up|can be found]|[send|hand] me the number of {t}]",
         aggregate="[select|hand me|send|estimate|derive] the {f} {c} [held by|known for|belonging to] [the |]{t}",
         equal="[in which|but only when|assuming|supposing] the {k} [is given as|happens to be|comes out as] {v}",
@@ -58,12 +67,17 @@ BANKS: dict[Split, SqlPhrases] = {
         endings=(".", "?"),
     ),
     "eval": SqlPhrases(
-        column="[[look|pull] up|retrieve|extract|output|provide|let me [see|have|know]|I am [looking for|after|interested in]|may I have|help me find]"
+        column="[[look|pull] up|retrieve|extract|output|provide|let me [see|have|know]|I am [looking for|after|"
+        "interested in]|may I have|help me find]"
         " [the|whatever] {c} [among the|across all|recorded for|on file for the|stored for the|within the] {t}",
-        count="[[compute|calculate|retrieve|output|provide|let me know] [the number of|the count of|how many] {t} [we hold|on file|appear]|[I wonder|I am curious] how many {t} [appear|we hold]]",
-        aggregate="[compute|calculate|retrieve|output|provide|let me [see|have|know]|I am [looking for|after]|help me find] the {f} {c} [among the|across all|recorded for|on file for the|stored for the] {t}",
-        equal="[provided|provided that|such that|as long as|on condition that|given that|limited to where] [the|that] {k} [matches|reads|is set to|is exactly|is recorded as|is listed as|is equal to] {v}",
-        compare="[provided|provided that|such that|as long as|on condition that|given that|limited to where] [the|that] {k} [remains|measures|reads|is recorded as|is set to|is anything] {o} {n}",
+        count="[[compute|calculate|retrieve|output|provide|let me know] [the number of|the count of|how many] "
+        "{t} [we hold|on file|appear]|[I wonder|I am curious] how many {t} [appear|we hold]]",
+        aggregate="[compute|calculate|retrieve|output|provide|let me [see|have|know]|I am [looking for|after]|"
+        "help me find] the {f} {c} [among the|across all|recorded for|on file for the|stored for the] {t}",
+        equal="[provided|provided that|such that|as long as|on condition that|given that|limited to where] [the|"
+        "that] {k} [matches|reads|is set to|is exactly|is recorded as|is listed as|is equal to] {v}",
+        compare="[provided|provided that|such that|as long as|on condition that|given that|limited to where] "
+        "[the|that] {k} [remains|measures|reads|is recorded as|is set to|is anything] {o} {n}",
         endings=(".", "?", ", thanks."),
     ),
 }

@@ -1,6 +1,7 @@
 """The `sql` task: a table with its columns and a question -> one SQL query.
 
-    boats(speed, owner, color): Show the owner where the color is red.   ->   SELECT owner FROM boats WHERE color = 'red'
+    boats(speed, owner, color): Show the owner where the color is red.
+    -> SELECT owner FROM boats WHERE color = 'red'
 
 Entities: table, columns and text values. Numbers in conditions and SQL keywords are not entities.
 """
@@ -30,7 +31,7 @@ def _draw_head(phrases: SqlPhrases, rng: random.Random) -> Clause:
         return Clause(choose_wording(phrases.count, rng), "SELECT COUNT(*) FROM {t}")
     function = rng.choice(("AVG", "MAX", "MIN", "SUM"))
     wording = choose_wording(phrases.aggregate, rng).replace("{f}", rng.choice(FUNCTIONS[function]))
-    return Clause(wording, f"SELECT {function}({{c}}) FROM {{t}}")
+    return Clause(wording, "SELECT {f}({c}) FROM {t}".replace("{f}", function))
 
 
 def _draw_condition(phrases: SqlPhrases, rng: random.Random) -> Clause:

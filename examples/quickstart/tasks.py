@@ -2,9 +2,10 @@
 
     python -m examples.quickstart.tasks --out DIR [--seed 0]
 
-Files: `{sql,booking,regex}_{train,select,eval}.jsonl` with rows `{"input","output"}`; `*_examples.jsonl` with rows `{"text"}` for
-`route create --examples`; `guardrail.jsonl` (`{"input","output"}`); `router_base.jsonl` (general texts labelled `base`),
-`router_train.jsonl` (those and the route examples) and `router_test.jsonl` (`{"text","label"}`). The same seed gives the same bytes.
+Files: `{sql,booking,regex}_{train,select,eval}.jsonl` with rows `{"input","output"}`; `*_examples.jsonl` with rows
+`{"text"}` for `route create --examples`; `guardrail.jsonl` (`{"input","output"}`); `router_base.jsonl` (general
+texts labelled `base`), `router_train.jsonl` (those and the route examples) and `router_test.jsonl`
+(`{"text","label"}`). The same seed gives the same bytes.
 """
 
 import argparse
@@ -51,13 +52,17 @@ def nearest_neighbour_floor(train: list[Row], held_out: list[Row]) -> float:
     vectorizer = TfidfVectorizer()
     known = vectorizer.fit_transform([row.input for row in train])
     nearest = (vectorizer.transform([row.input for row in held_out]) @ known.T).toarray().argmax(axis=1)
-    return sum(train[int(place)].output == row.output for place, row in zip(nearest, held_out, strict=True)) / len(held_out)
+    return sum(train[int(place)].output == row.output for place, row in zip(nearest, held_out, strict=True)) / len(
+        held_out
+    )
 
 
 def write_task(name: TaskName, rows: dict[Split, list[Row]], sizes: Sizes, folder: Path) -> None:
     """The split files and the route examples of a task."""
     for split in SPLITS:
-        write_jsonl(folder / f"{name}_{split}.jsonl", ({"input": row.input, "output": row.output} for row in rows[split]))
+        write_jsonl(
+            folder / f"{name}_{split}.jsonl", ({"input": row.input, "output": row.output} for row in rows[split])
+        )
     write_jsonl(folder / f"{name}_examples.jsonl", ({"text": row.input} for row in rows["train"][: sizes.examples]))
 
 
@@ -65,8 +70,12 @@ def write_router_files(tasks: dict[TaskName, dict[Split, list[Row]]], sizes: Siz
     """The classifier's training and test texts; no text of the guardrail is among them."""
     lexicon = load_lexicon()
     base = [{"text": text, "label": "base"} for text in draw_general_texts(lexicon, "train", sizes.general_train, seed)]
-    routed = [{"text": row.input, "label": name} for name, rows in tasks.items() for row in rows["train"][: sizes.examples]]
-    test = [{"text": row.input, "label": name} for name, rows in tasks.items() for row in rows["eval"][: sizes.routed_test]]
+    routed = [
+        {"text": row.input, "label": name} for name, rows in tasks.items() for row in rows["train"][: sizes.examples]
+    ]
+    test = [
+        {"text": row.input, "label": name} for name, rows in tasks.items() for row in rows["eval"][: sizes.routed_test]
+    ]
     test += [{"text": text, "label": "base"} for text in draw_general_texts(lexicon, "eval", sizes.general_test, seed)]
     write_jsonl(folder / "router_base.jsonl", base)
     write_jsonl(folder / "router_train.jsonl", routed + base)
@@ -94,7 +103,10 @@ def main() -> None:
     arguments = parser.parse_args()
     for name, rows in write_all(arguments.out, arguments.seed).items():
         floor = nearest_neighbour_floor(rows["train"], rows["eval"])
-        print(f"{name}: {len(rows['train'])} train, {len(rows['select'])} select, {len(rows['eval'])} held out, nearest-neighbour floor {floor:.3f}")
+        print(
+            f"{name}: {len(rows['train'])} train, {len(rows['select'])} select, {len(rows['eval'])} held out, "
+            f"nearest-neighbour floor {floor:.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The pocket base's tokenizer: byte-level BPE that never joins a word with the space, quote or bracket beside it.
 
-A word has the same tokens wherever it stands, so copying it into quotes or brackets is copying tokens. Digits are single tokens. Any
-UTF-8 text goes through and comes back unchanged (all 256 bytes are in the vocabulary). Special-token strings inside a message are
-read as special tokens, as with every Hugging Face chat template.
+A word has the same tokens wherever it stands, so copying it into quotes or brackets is copying tokens. Digits are
+single tokens. Any UTF-8 text goes through and comes back unchanged (all 256 bytes are in the vocabulary).
+Special-token strings inside a message are read as special tokens, as with every Hugging Face chat template.
 """
 
 from collections.abc import Iterable

@@ -9,7 +9,9 @@ Sequence = tuple[str | Choice, ...]
 
 @lru_cache(maxsize=4096)
 def parse_wording(wording: str) -> Sequence:
-    """Read a wording into text pieces and choices; raises ValueError on unbalanced brackets and on `|` outside them."""
+    """Read a wording into text pieces and choices; raises ValueError on unbalanced brackets and on `|` outside
+    them.
+    """
     sequence, rest = _parse(wording, 0, nested=0)
     if rest != len(wording) or any(isinstance(part, str) and "|" in part for part in sequence):
         raise ValueError(f"a choice outside brackets in {wording!r}")

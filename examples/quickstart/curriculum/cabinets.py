@@ -1,4 +1,6 @@
-"""A named list of things and a request about two of them: pick names out of a list that the prompt gives, by their role in a sentence."""
+"""A named list of things and a request about two of them: pick names out of a list that the prompt gives, by their
+role in a sentence.
+"""
 
 import random
 

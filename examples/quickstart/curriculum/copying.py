@@ -10,7 +10,9 @@ from .exchange import BRACKETS, ORDINALS, Exchange
 def repeat(rng: random.Random, lexicon: Lexicon) -> Exchange:
     """Say some words again."""
     text = " ".join(lexicon.entity(rng) for _ in range(rng.randint(1, 9)))
-    prompt = say("[Repeat|Say again|Copy|Echo|Write again][:| this:| the following:| these words:] {text}", rng, text=text)
+    prompt = say(
+        "[Repeat|Say again|Copy|Echo|Write again][:| this:| the following:| these words:] {text}", rng, text=text
+    )
     return Exchange(prompt, text)
 
 
@@ -20,7 +22,9 @@ def wrap(rng: random.Random, lexicon: Lexicon) -> Exchange:
     words = lexicon.distinct(rng, rng.randint(1, 5))
     if rng.random() < 0.5:
         prompt = "[Put {o}{c} around|Wrap in {o}{c}|Surround with {o}{c}][:| this:] {text}"
-        return Exchange(say(prompt, rng, o=opening, c=closing, text=" ".join(words)), opening + " ".join(words) + closing)
+        return Exchange(
+            say(prompt, rng, o=opening, c=closing, text=" ".join(words)), opening + " ".join(words) + closing
+        )
     prompt = "[Put {o}{c} around each word|Wrap every word in {o}{c}|Each word in {o}{c}]: {text}"
     answer = " ".join(opening + word + closing for word in words)
     return Exchange(say(prompt, rng, o=opening, c=closing, text=" ".join(words)), answer)
@@ -77,7 +81,9 @@ def letter_case(rng: random.Random, lexicon: Lexicon) -> Exchange:
     """Write words with capitals, or without."""
     word = lexicon.word(rng)
     if rng.random() < 0.5:
-        return Exchange(say("[Capitalize|With a capital letter|Start with a capital]: {w}", rng, w=word), word.capitalize())
+        return Exchange(
+            say("[Capitalize|With a capital letter|Start with a capital]: {w}", rng, w=word), word.capitalize()
+        )
     return Exchange(say("[In lower case|No capitals|Small letters only]: {w}", rng, w=word.capitalize()), word)
 
 

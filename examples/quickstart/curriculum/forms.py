@@ -65,9 +65,32 @@ def draw_shape(rng: random.Random, lexicon: Lexicon, keys: list[str]) -> str:
     between = rng.choice(DELIMITERS)
     for key in keys:
         keyword = lexicon.word(rng)
-        lead = rng.choice(("", "", keyword.upper() + " ", keyword + "=", keyword + ": ", f'"{keyword}": ', f"{key}=", f"{key}: ", "!", "@", "\\"))
+        lead = rng.choice(
+            (
+                "",
+                "",
+                keyword.upper() + " ",
+                keyword + "=",
+                keyword + ": ",
+                f'"{keyword}": ',
+                f"{key}=",
+                f"{key}: ",
+                "!",
+                "@",
+                "\\",
+            )
+        )
         parts.append(lead + quote[0] + f"[{key}]" + quote[1])
-    opening, closing = rng.choice((("", ""), ("", ""), ("", "."), rng.choice(BRACKETS), (lexicon.word(rng) + "(", ")"), (lexicon.word(rng).upper() + " ", "")))
+    opening, closing = rng.choice(
+        (
+            ("", ""),
+            ("", ""),
+            ("", "."),
+            rng.choice(BRACKETS),
+            (lexicon.word(rng) + "(", ")"),
+            (lexicon.word(rng).upper() + " ", ""),
+        )
+    )
     return opening + between.join(parts) + closing
 
 
@@ -106,4 +129,7 @@ def look_up(rng: random.Random, lexicon: Lexicon) -> Exchange:
     rows = [lexicon.distinct(rng, len(columns)) for _ in range(rng.randint(1, 3))]
     row, column = rng.choice(rows), rng.randrange(1, len(columns))
     table = "\n".join(", ".join(cells) for cells in [columns, *rows])
-    return Exchange(say("{t}\n[Which|What] {c} [goes with|has|belongs to] {k}?", rng, t=table, c=columns[column], k=row[0]), row[column])
+    return Exchange(
+        say("{t}\n[Which|What] {c} [goes with|has|belongs to] {k}?", rng, t=table, c=columns[column], k=row[0]),
+        row[column],
+    )

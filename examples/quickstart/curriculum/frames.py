@@ -1,7 +1,7 @@
 """Everyday requests, each kind with its own notation: sentence in many wordings to a fixed form.
 
-These teach what the quickstart's tasks need in general (find the roles in a sentence, write them in a notation that the prompt does
-not show) on other subjects, other wordings and other notations.
+These teach what the quickstart's tasks need in general (find the roles in a sentence, write them in a notation that
+the prompt does not show) on other subjects, other wordings and other notations.
 """
 
 import random
@@ -14,9 +14,14 @@ from .forms import STYLES, draw_shape, fill_shape
 from .frame_list import FRAMES, Frame
 from .numbers import DAYS, MONTHS, number_word
 
-
-LEADS = "[|hello, |hi there, |now |so |well, |listen: |next: |my wish: |as said, |today |one more thing: |kindly |do this: |it is time: ]"
-TAILS = "[|, thanks|, thank you|, will you|, friend|, if possible|, as always|, right away|. That is all|. Thanks a lot|. It matters to me]"
+LEADS = (
+    "[|hello, |hi there, |now |so |well, |listen: |next: |my wish: |as said, |today |one more thing: |kindly "
+    "|do this: |it is time: ]"
+)
+TAILS = (
+    "[|, thanks|, thank you|, will you|, friend|, if possible|, as always|, right away|. That is all|. "
+    "Thanks a lot|. It matters to me]"
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,12 @@ def draw_slot(kind: str, rng: random.Random, lexicon: Lexicon) -> Slot:
     if kind == "hour":
         hour, (part, shift) = rng.randint(1, 11), rng.choice((("am", 0), ("pm", 12)))
         return Slot(f"{hour} {part}", f"{hour + shift:02}:00")
-    drawn = {"word": lexicon.word, "name": lexicon.name, "day": lambda r: r.choice(DAYS), "month": lambda r: r.choice(MONTHS)}
+    drawn = {
+        "word": lexicon.word,
+        "name": lexicon.name,
+        "day": lambda r: r.choice(DAYS),
+        "month": lambda r: r.choice(MONTHS),
+    }
     return Slot(*[drawn[kind](rng)] * 2)
 
 
@@ -79,7 +89,10 @@ def frame_shape(rng: random.Random, lexicon: Lexicon) -> Exchange:
     text, notation = _sentence(frame, slots, rng, lexicon)
     keys = [name for name in slots if "{" + name + "}" in notation]
     shape = draw_shape(rng, lexicon, rng.sample(keys, rng.randint(1, len(keys))))
-    return Exchange(f"{text}\n{rng.choice(('Form', 'Shape', 'Write'))}: {shape}", fill_shape(shape, {key: slots[key].written for key in keys}))
+    return Exchange(
+        f"{text}\n{rng.choice(('Form', 'Shape', 'Write'))}: {shape}",
+        fill_shape(shape, {key: slots[key].written for key in keys}),
+    )
 
 
 def frame_record(rng: random.Random, lexicon: Lexicon) -> Exchange:

@@ -20,10 +20,14 @@ def reorder(rng: random.Random, lexicon: Lexicon) -> Exchange:
     kind = rng.randrange(3)
     if kind == 0:
         items = lexicon.distinct(rng, rng.randint(2, 5))
-        return Exchange(say("[Reverse|Backwards|From last to first]: {t}", rng, t=", ".join(items)), ", ".join(items[::-1]))
+        return Exchange(
+            say("[Reverse|Backwards|From last to first]: {t}", rng, t=", ".join(items)), ", ".join(items[::-1])
+        )
     if kind == 1:
         items = lexicon.distinct_words(rng, rng.randint(2, 4))
-        return Exchange(say("[Sort|In alphabetical order|By the alphabet]: {t}", rng, t=", ".join(items)), ", ".join(sorted(items)))
+        return Exchange(
+            say("[Sort|In alphabetical order|By the alphabet]: {t}", rng, t=", ".join(items)), ", ".join(sorted(items))
+        )
     numbers = rng.sample(range(100), rng.randint(2, 5))
     prompt = "[Sort the numbers|From small to large|Smallest first]: {t}"
     return Exchange(say(prompt, rng, t=", ".join(map(str, numbers))), ", ".join(map(str, sorted(numbers))))
@@ -59,8 +63,14 @@ def extend(rng: random.Random, lexicon: Lexicon) -> Exchange:
     items = lexicon.distinct(rng, rng.randint(1, 5))
     item = lexicon.entity(rng)
     if rng.random() < 0.5:
-        return Exchange(say("[Append {i} to|Add {i} at the end of]: {t}", rng, i=item, t=", ".join(items)), ", ".join([*items, item]))
-    return Exchange(say("[Put {i} first in|Add {i} at the start of]: {t}", rng, i=item, t=", ".join(items)), ", ".join([item, *items]))
+        return Exchange(
+            say("[Append {i} to|Add {i} at the end of]: {t}", rng, i=item, t=", ".join(items)),
+            ", ".join([*items, item]),
+        )
+    return Exchange(
+        say("[Put {i} first in|Add {i} at the start of]: {t}", rng, i=item, t=", ".join(items)),
+        ", ".join([item, *items]),
+    )
 
 
 def mentioned(rng: random.Random, lexicon: Lexicon) -> Exchange:

@@ -73,13 +73,18 @@ def draw_exchange(rng: random.Random, lexicon: Lexicon) -> Exchange:
 
 
 def draw_conversation(rng: random.Random, lexicon: Lexicon) -> Document:
-    """A conversation of one to three exchanges, or one random transformation shown turn by turn; sometimes with a system turn."""
+    """A conversation of one to three exchanges, or one random transformation shown turn by turn; sometimes with a
+    system turn.
+    """
     segments: list[Segment] = []
     if rng.random() < 0.05:
         segments.append(Segment("system", rng.choice(_SYSTEM), scored=False))
     if rng.random() < 0.1:
         for number, exchange in enumerate(patterns.draw_transformation(rng, lexicon, rng.randint(3, 4))):
-            segments += [Segment("user", exchange.prompt, scored=False), Segment("assistant", exchange.answer, scored=number > 1)]
+            segments += [
+                Segment("user", exchange.prompt, scored=False),
+                Segment("assistant", exchange.answer, scored=number > 1),
+            ]
         return tuple(segments)
     for _ in range(rng.choice((1, 1, 1, 1, 2, 3))):
         exchange = draw_exchange(rng, lexicon)

@@ -6,11 +6,45 @@ from ..lexicon import Lexicon
 from ..wording import say
 from .exchange import Exchange
 
-UNITS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
-nineteen twenty""".split()
+UNITS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+]
 TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December")
+MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
 
 
 def number_word(number: int) -> str:
@@ -62,9 +96,13 @@ def compare(rng: random.Random, _: Lexicon) -> Exchange:
 def clock(rng: random.Random, _: Lexicon) -> Exchange:
     """Write an hour of the day on the clock of twenty-four hours."""
     hour, minute = rng.randint(1, 11), rng.choice((0, 0, 0, 15, 30, 45))
-    part, shift = rng.choice((("am", 0), ("pm", 12), ("in the morning", 0), ("in the evening", 12), ("in the afternoon", 12)))
+    part, shift = rng.choice(
+        (("am", 0), ("pm", 12), ("in the morning", 0), ("in the evening", 12), ("in the afternoon", 12))
+    )
     shown = rng.choice((str(hour), number_word(hour))) if minute == 0 else f"{hour}:{minute:02}"
-    wording = "[{t} on the 24 hour clock|{t} as hours and minutes|Which time is {t}?|Write the time {t} [in full|in digits]]"
+    wording = (
+        "[{t} on the 24 hour clock|{t} as hours and minutes|Which time is {t}?|Write the time {t} [in full|in digits]]"
+    )
     return Exchange(say(wording, rng, t=f"{shown} {part}"), f"{hour + shift:02}:{minute:02}")
 
 
@@ -72,9 +110,13 @@ def calendar(rng: random.Random, _: Lexicon) -> Exchange:
     """The day or month after or before another."""
     names = rng.choice((DAYS, MONTHS))
     place, step = rng.randrange(len(names)), rng.choice((1, -1))
-    wording = "[Which|What] [day|month] comes {s} {n}?" if rng.random() < 0.7 else "[What is|Name] the one {s} {n}[?|]"
+    wording = (
+        ("[Which|What] [day|month] comes {s} {n}?") if rng.random() < 0.7 else "[What is|Name] the one {s} {n}[?|]"
+    )
     wording = wording.replace("[day|month]", "day" if names is DAYS else "month")
-    return Exchange(say(wording, rng, s="after" if step == 1 else "before", n=names[place]), names[(place + step) % len(names)])
+    return Exchange(
+        say(wording, rng, s="after" if step == 1 else "before", n=names[place]), names[(place + step) % len(names)]
+    )
 
 
 def repeat_times(rng: random.Random, lexicon: Lexicon) -> Exchange:

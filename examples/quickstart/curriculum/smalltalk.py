@@ -14,8 +14,11 @@ _TALK = (
     ("[Good bye|Bye|See you|Farewell][|!|.]", "Good bye!"),
     ("[How are you|How do you do][?| today?]", "I am well, thank you."),
 )
-_OPPOSITES = """hot cold|big small|up down|early late|old young|open shut|rich poor|hard soft|light dark|high low|long short|good bad
-wet dry|fast slow|full empty|near far|first last|happy sad|strong weak|thick thin|day night|true false|left right|clean dirty""".replace("\n", "|").split("|")
+_OPPOSITES = """
+hot cold, big small, up down, early late, old young, open shut, rich poor, hard soft, light dark, high low, long short,
+good bad, wet dry, fast slow, full empty, near far, first last, happy sad, strong weak, thick thin, day night,
+true false, left right, clean dirty
+"""
 
 
 def smalltalk(rng: random.Random, _: Lexicon) -> Exchange:
@@ -26,7 +29,7 @@ def smalltalk(rng: random.Random, _: Lexicon) -> Exchange:
 
 def opposite(rng: random.Random, _: Lexicon) -> Exchange:
     """The opposite of a common word."""
-    pair = rng.choice(_OPPOSITES).split()
+    pair = rng.choice(_OPPOSITES.split(",")).split()
     rng.shuffle(pair)
     wording = choose_wording("[What is the opposite of|The opposite of|Name the opposite of] ", rng)
     return Exchange(f"{wording}{pair[0]}?", pair[1])
