@@ -1,0 +1,1 @@
+"""Side-by-side measurements. `bench/RESULTS.md` is the only place with performance figures."""
