@@ -2,9 +2,9 @@
 
     python -m bench.disable [--trials 100]
 
-A real gateway process (echo engine: instant, so that the gateway is what is measured) under 16 closed-loop clients asking
-`model="auto"` for the route. Each trial runs the real command as a process. The event's own time in the registry splits the
-figure: before it lies the command's start-up, after it what the gateway takes.
+A real gateway process (echo engine: instant, so that the gateway is what is measured) under 16 closed-loop clients
+asking `model="auto"` for the route. Each trial runs the real command as a process. The event's own time in the registry
+splits the figure: before it lies the command's start-up, after it what the gateway takes.
 """
 
 import argparse

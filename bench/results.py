@@ -1,7 +1,8 @@
 """Result files and the page made from them.
 
-A benchmark writes `bench/results/<name>.json`: rows of `what`, `value`, `unit`, and the commit, date, machine and command that
-gave them. `python -m bench.results` renders the tables of `bench/RESULTS.md` from those files, and nothing else does.
+A benchmark writes `bench/results/<name>.json`: rows of `what`, `value`, `unit`, and the commit, date, machine and
+command that gave them. `python -m bench.results` renders the tables of `bench/RESULTS.md` from those files, and nothing
+else does.
 """
 
 import json
