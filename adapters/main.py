@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -68,10 +69,15 @@ def cli() -> None:
 
 def require_own_packages() -> None:
     """Stop with one clear line where a foreign package of the same name shadows one of ours."""
-    here = Path(__file__).resolve().parent
-    expected = here.parent / "router"
-    if expected.is_dir() and not (expected / "py.typed").exists():
-        raise BranchlineError(f"{expected} is not Branchline's", hint="uninstall the other `router` package")
+    home = Path(__file__).parent.parent
+    for name in ("router", "trainer"):
+        found = find_spec(name)
+        folder = Path(found.origin).parent if found is not None and found.origin else None
+        if folder != home / name or not (folder / "py.typed").exists():
+            raise BranchlineError(
+                f"the package {name!r} that Python finds is not Branchline's: {folder}",
+                hint=f"uninstall the other {name!r}, or install Branchline in an environment of its own",
+            )
 
 
 def main() -> None:
