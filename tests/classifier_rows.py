@@ -28,20 +28,21 @@ TALK = (
 def routes_rows(per_route: int = 30, seed: int = 0) -> list[LabelledText]:
     """`per_route` distinct rows of each of `sql`, `booking` and `regex`."""
     rng = random.Random(seed)
-    makers = {
-        "sql": lambda: f"select the {rng.choice(COLUMNS)} of {rng.choice(TABLES)} where {rng.choice(COLUMNS)} is over "
-        f"{rng.randrange(90)}",
-        "booking": lambda: f"please book {rng.choice(PLACES)} for {rng.randrange(2, 9)} people {rng.choice(DAYS)} at "
-        f"{rng.randrange(1, 12)}",
-        "regex": lambda: f"lines with {rng.choice(SHAPES)} before {rng.choice(SHAPES)} at least {rng.randrange(9)} "
-        "times",
-    }
     rows: dict[LabelledText, None] = {}
-    for label, make in makers.items():
+    for label in ("sql", "booking", "regex"):
         wanted = len(rows) + per_route
         while len(rows) < wanted:
-            rows[LabelledText(make(), label)] = None
+            rows[LabelledText(_text(label, rng), label)] = None
     return list(rows)
+
+
+def _text(label: str, rng: random.Random) -> str:
+    pick, number = rng.choice, rng.randrange(2, 90)
+    if label == "sql":
+        return f"select the {pick(COLUMNS)} of {pick(TABLES)} where {pick(COLUMNS)} is over {number}"
+    if label == "booking":
+        return f"please book {pick(PLACES)} for {number % 9 + 1} people {pick(DAYS)} at {number % 12 + 1}"
+    return f"lines with {pick(SHAPES)} before {pick(SHAPES)} at least {number % 9} times"
 
 
 def base_rows() -> list[LabelledText]:

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -54,6 +53,7 @@ def test_vocabulary_and_idf_are_those_of_scikit_learn() -> None:
         np.testing.assert_allclose([idf for _, idf in block.columns.values()], reference.idf_, rtol=1e-12)
 
 
+@settings(deadline=None)
 @given(anything)
 @example("")
 @example(" \u00a0\x1f\x85 ")
@@ -64,6 +64,7 @@ def test_direction_of_both_blocks_is_that_of_scikit_learn(text: str) -> None:
         np.testing.assert_allclose(unit(ours), reference.transform([text]).toarray()[0], atol=1e-6)
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.sampled_from(TEXTS))
 def test_a_text_of_known_terms_has_blocks_of_length_one(text: str) -> None:
     for block in dense(FITTED, text):
@@ -95,7 +96,7 @@ def test_a_term_of_one_text_is_kept_only_where_rare_terms_are_wanted() -> None:
 
 
 @given(anything, st.integers(1, 50))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_any_text_gives_finite_bounded_features(text: str, times: int) -> None:
     sparse = FITTED.transform(text * times)
     assert len(sparse.indices) == len(sparse.values) <= FITTED.size

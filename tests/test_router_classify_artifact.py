@@ -1,0 +1,239 @@
+"""The classifier folder: what is saved is what is loaded, and nothing else is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adapters.errors import AlreadyExists
+from adapters.rows import LabelledText, sha256_json
+from router.classify.artifact import FILES, MANIFEST, save_classifier
+from router.classify.classifier import Classifier
+from router.classify.fit import fit_classifier
+from router.classify.loader import load_classifier
+from router.errors import ClassifierInvalid
+from tests.classifier_rows import TALK, base_rows, routes_rows
+
+Manifest = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Classifier:
+    return fit_classifier([*routes_rows(8), *base_rows(), LabelledText("half a pair \ud800 \x00", "sql")])
+
+
+@pytest.fixture
+def folder(fitted: Classifier, tmp_path: Path) -> Path:
+    save_classifier(fitted, tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def rewrite(folder: Path, change: Callable[[Manifest], None]) -> None:
+    """Change the manifest and make its own digest fit again, as an attacker would."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    manifest["digest"] = sha256_json({key: value for key, value in manifest.items() if key != "digest"})
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def replace_file(folder: Path, name: str, content: bytes) -> None:
+    """Put other bytes into the folder, with size and sha256 that fit."""
+    (folder / name).write_bytes(content)
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    rewrite(folder, lambda manifest: manifest["files"].update({name: entry}))
+
+
+def replace_array(folder: Path, name: str, array: np.ndarray) -> None:
+    np.save(folder / "new.npy", array, allow_pickle=True)
+    content = (folder / "new.npy").read_bytes()
+    (folder / "new.npy").unlink()
+    replace_file(folder, name, content)
+
+
+def test_what_was_saved_is_what_is_loaded(fitted: Classifier, folder: Path) -> None:
+    loaded = load_classifier(folder, digest=fitted.digest)
+    assert (loaded.digest, loaded.routes, loaded.summary) == (fitted.digest, fitted.routes, fitted.summary)
+    for text in [*TALK, "select the age of users", "", "\ud800"]:
+        assert loaded.scores(text) == fitted.scores(text)
+        assert loaded.explain(text) == fitted.explain(text)
+
+
+def test_loaded_weights_are_mapped_and_cannot_be_written(folder: Path) -> None:
+    assert not load_classifier(folder).head.weights.flags.writeable
+
+
+def test_a_folder_holds_the_named_files_alone_and_leaves_nothing_beside_it(folder: Path) -> None:
+    assert sorted(file.name for file in folder.iterdir()) == sorted([*FILES, MANIFEST])
+    assert [path.name for path in folder.parent.iterdir()] == ["saved"]
+
+
+def test_saving_the_same_again_changes_nothing_and_another_is_refused(fitted: Classifier, folder: Path) -> None:
+    save_classifier(fitted, folder)
+    with pytest.raises(AlreadyExists):
+        save_classifier(fit_classifier(routes_rows(4)), folder)
+
+
+def test_a_failed_save_leaves_nothing(fitted: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_classifier(fitted, tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_files_in_the_folder_are_never_read(fitted: Classifier, folder: Path) -> None:
+    (folder / "manifest.json").write_text("{}")
+    assert load_classifier(folder).digest == fitted.digest
+
+
+def test_another_digest_than_the_one_asked_for_is_refused(folder: Path) -> None:
+    with pytest.raises(ClassifierInvalid, match="expected 0000"):
+        load_classifier(folder, digest="0" * 64)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_missing_or_altered_file_is_refused(folder: Path, name: str) -> None:
+    whole = (folder / name).read_bytes()
+    for content, problem in ((whole[:-1], "bytes, expected"), (whole[:-1] + b"\xff", "sha256")):
+        (folder / name).write_bytes(content)
+        with pytest.raises(ClassifierInvalid, match=f"{name}.*{problem}"):
+            load_classifier(folder)
+    (folder / name).unlink()
+    with pytest.raises(ClassifierInvalid, match=f"{name} cannot be read"):
+        load_classifier(folder)
+
+
+def test_every_problem_is_listed_at_once(folder: Path) -> None:
+    for name in FILES:
+        (folder / name).write_bytes(b"")
+    with pytest.raises(ClassifierInvalid) as refused:
+        load_classifier(folder)
+    assert all(name in refused.value.message for name in FILES)
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_a_link_out_of_the_folder_is_refused(folder: Path, name: str) -> None:
+    shutil.move(folder / name, folder.parent / "elsewhere")
+    (folder / name).symlink_to(folder.parent / "elsewhere")
+    with pytest.raises(ClassifierInvalid, match=f"{name} is a link"):
+        load_classifier(folder)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["weights.npy", "idf.npy"])
+def test_arrays_that_are_not_finite_are_refused(folder: Path, name: str, bad: float) -> None:
+    array = np.array(np.load(folder / name))
+    array.flat[0] = bad
+    replace_array(folder, name, array)
+    with pytest.raises(ClassifierInvalid, match=f"{name} holds NaN or Inf"):
+        load_classifier(folder)
+
+
+def test_arrays_of_another_shape_or_type_are_refused(folder: Path) -> None:
+    weights = np.array(np.load(folder / "weights.npy"))
+    for other in (weights[:-1], weights.T, weights.astype(np.float64), weights.astype(">f4")):
+        replace_array(folder, "weights.npy", other)
+        with pytest.raises(ClassifierInvalid, match=r"weights\.npy is"):
+            load_classifier(folder)
+
+
+class Bomb:
+    """Unpickling it would raise."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return exec, ("raise SystemExit('unpickled')",)
+
+
+def test_objects_and_pickles_are_refused_without_being_opened(folder: Path) -> None:
+    replace_array(folder, "weights.npy", np.array([Bomb()], dtype=object))
+    with pytest.raises(ClassifierInvalid, match="no plain array"):
+        load_classifier(folder)
+    replace_file(folder, "weights.npy", pickle.dumps(Bomb()))
+    with pytest.raises(ClassifierInvalid, match="no plain array"):
+        load_classifier(folder)
+
+
+def test_a_huge_header_or_shape_is_refused(folder: Path) -> None:
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%s,), }"
+    for claimed in (header % (b"1" * 5000), header % b"1000000000000"):
+        text = claimed + b"\n"
+        replace_file(folder, "weights.npy", b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text)
+        with pytest.raises(ClassifierInvalid, match="no plain array"):
+            load_classifier(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("schema", 2, "schema is 2"),
+        ("text_rule", "first user turn", "text_rule"),
+        ("labels", ["sql", "booking"], "labels"),
+        ("labels", ["base"], "labels"),
+        ("labels", ["../sql", "base"], "labels"),
+        ("temperature", 0, "temperature"),
+        ("temperature", "1", "temperature"),
+        ("threshold", None, "threshold"),
+        ("unseen_idf", True, "unseen_idf"),
+        ("score", "luck", "score"),
+        ("summary", [], "summary"),
+        ("files", {"../weights.npy": {"bytes": 1, "sha256": ""}}, "files"),
+    ],
+)
+def test_a_manifest_with_a_wrong_field_is_refused(folder: Path, key: str, value: object, problem: str) -> None:
+    rewrite(folder, lambda manifest: manifest.update({key: value}))
+    with pytest.raises(ClassifierInvalid, match=problem):
+        load_classifier(folder)
+
+
+def test_a_manifest_changed_without_its_digest_is_refused(folder: Path) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "threshold": -1000}))
+    with pytest.raises(ClassifierInvalid, match="does not match its digest"):
+        load_classifier(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"threshold": NaN}', b'"\\ud800"'])
+def test_a_manifest_that_is_no_json_object_is_refused(folder: Path, content: bytes) -> None:
+    (folder / MANIFEST).write_bytes(content)
+    with pytest.raises(ClassifierInvalid):
+        load_classifier(folder)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b'{"words": [1], "characters": []}', b'{"words": ["a", "a"], "characters": []}']
+)
+def test_a_vocabulary_that_is_no_two_lists_of_terms_is_refused(folder: Path, content: bytes) -> None:
+    replace_file(folder, "vocabulary.json", content)
+    with pytest.raises(ClassifierInvalid, match=r"vocabulary\.json"):
+        load_classifier(folder)
+
+
+def test_a_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClassifierInvalid, match="no classifier there"):
+        load_classifier(tmp_path / "nothing")
+
+
+@given(st.sampled_from([*FILES, MANIFEST]), st.binary(max_size=200), st.booleans())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_bytes_in_any_file_do_more_than_be_refused(folder: Path, name: str, content: bytes, signed: bool) -> None:
+    whole = {file: (folder / file).read_bytes() for file in [*FILES, MANIFEST]}
+    if signed and name != MANIFEST:
+        replace_file(folder, name, content)
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises(ClassifierInvalid):
+        load_classifier(folder)
+    for file, before in whole.items():
+        (folder / file).write_bytes(before)

@@ -1,0 +1,201 @@
+"""Fitting: what is refused, what is the same, and what every awkward set of rows still gives."""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapters.errors import BadInput
+from adapters.rows import LabelledText
+from router.classify.classifier import MAX_EARLIER_TURNS, Classifier
+from router.classify.fit import fit_classifier
+from tests.classifier_rows import TALK, base_rows, routes_rows
+
+ROWS = routes_rows()
+IN_SCOPE = {
+    "sql": "select the price of albums where year is over 7",
+    "booking": "please book a court for 3 people monday at 9",
+    "regex": "lines with vowels before commas at least 2 times",
+}
+STRANGE = ["", " ", "\x00\x01", "zzzz qqqq", "你好，你今天怎么样", "🙂🙂🙂", "\ud800", "Ωmega"]
+
+
+@pytest.fixture(scope="module")
+def routes_only() -> Classifier:
+    return fit_classifier(ROWS)
+
+
+@pytest.fixture(scope="module")
+def with_base() -> Classifier:
+    return fit_classifier(ROWS + base_rows())
+
+
+def row(text: str, label: str) -> LabelledText:
+    return LabelledText(text, label)
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ([], "no rows"),
+        ([row("hi", "base"), row("ho", "oos")], "no route"),
+        ([row("hi", "Bad Name"), row("ho", "auto")], "'Bad Name'.*'auto'"),
+    ],
+)
+def test_rows_that_cannot_be_fitted_are_refused_with_all_problems(rows: list[LabelledText], problem: str) -> None:
+    with pytest.raises(BadInput, match=problem):
+        fit_classifier(rows)
+
+
+@pytest.mark.parametrize("coverage", [0.0, 1.0, float("nan")])
+def test_a_coverage_outside_0_and_1_is_refused(coverage: float) -> None:
+    with pytest.raises(BadInput, match="coverage"):
+        fit_classifier(ROWS, coverage=coverage)
+
+
+def test_the_same_rows_in_any_order_give_the_same_digest(with_base: Classifier) -> None:
+    shuffled = ROWS + base_rows()
+    random.Random(1).shuffle(shuffled)
+    assert fit_classifier(shuffled).digest == with_base.digest
+
+
+def test_other_rows_give_another_digest(with_base: Classifier) -> None:
+    assert fit_classifier(ROWS + base_rows()[1:]).digest != with_base.digest
+
+
+def test_each_route_gets_its_texts(routes_only: Classifier, with_base: Classifier) -> None:
+    for classifier in (routes_only, with_base):
+        for route, text in IN_SCOPE.items():
+            scores = classifier.scores(text)
+            assert (scores.route, scores.abstains) == (route, False)
+
+
+def test_talk_stays_on_the_base_though_no_negative_was_ever_seen(routes_only: Classifier) -> None:
+    assert [text for text in TALK if not routes_only.scores(text).abstains] == []
+
+
+@pytest.mark.parametrize("text", STRANGE)
+def test_a_text_unlike_any_example_stays_on_the_base(routes_only: Classifier, with_base: Classifier, text: str) -> None:
+    assert routes_only.scores(text).abstains
+    assert with_base.scores(text).abstains
+
+
+def test_the_top_route_is_never_the_base(with_base: Classifier) -> None:
+    assert all(with_base.scores(text).route in with_base.routes for text in TALK)
+    assert max(with_base.scores_per_route(TALK[0]).items(), key=lambda item: item[1])[0] == "base"
+
+
+def test_oos_rows_count_as_base_rows(with_base: Classifier) -> None:
+    oos = [row(text, "oos") for text in TALK]
+    assert fit_classifier(ROWS + oos).digest == with_base.digest
+
+
+def test_repeats_and_contradictions_are_counted() -> None:
+    rows = [*ROWS, ROWS[0], row(ROWS[0].text, "booking")]
+    summary = fit_classifier(rows).summary
+    assert (summary["duplicates"], summary["texts_in_two_labels"]) == (1, 1)
+
+
+def test_the_summary_shows_no_text(with_base: Classifier) -> None:
+    shown = str(dict(with_base.summary))
+    assert not [r.text for r in ROWS + base_rows() if r.text in shown]
+
+
+def few(count: int) -> list[LabelledText]:
+    return [r for route in IN_SCOPE for r in [r for r in ROWS if r.label == route][:count]]
+
+
+AWKWARD = {
+    "one route, one row": [row("select the age of users", "sql")],
+    "one route": [r for r in ROWS if r.label == "sql"],
+    "one route and the base": [r for r in ROWS if r.label == "sql"] + base_rows(),
+    "two routes": [r for r in ROWS if r.label != "regex"],
+    "one row a route": few(1),
+    "two rows a route": few(2),
+    "four rows a route": few(4),
+    "one row against many": [r for r in ROWS if r.label == "sql"] + few(1),
+    "the same texts in two routes": [row(r.text, label) for r in few(5) for label in ("left", "right")],
+    "texts without a term": [row("!", "sql"), row("?", "sql"), row("\x00", "booking")],
+    "many languages": [
+        row(f"{text} {number}", route)
+        for route, texts in {
+            "greet": ["你好", "Привет друг", "¡hola!"],
+            "count": ["eins zwei", "один два", "一二三"],
+        }.items()
+        for text in texts
+        for number in range(3)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_rows_give_a_classifier_that_answers_and_knows_nothing_of_gibberish(name: str) -> None:
+    rows = AWKWARD[name]
+    classifier = fit_classifier(rows)
+    assert all(0 <= classifier.scores(r.text).confidence <= 1 for r in rows)
+    assert classifier.scores("zzzz qqqq").abstains
+    assert fit_classifier(rows[::-1]).digest == classifier.digest
+
+
+@pytest.mark.parametrize("name", ["one route", "one route, one row", "one row a route", "four rows a route"])
+def test_an_example_itself_is_routed_however_few_there_are(name: str) -> None:
+    rows = AWKWARD[name]
+    classifier = fit_classifier(rows)
+    assert [(classifier.scores(r.text).route, classifier.scores(r.text).abstains) for r in rows] == [
+        (r.label, False) for r in rows
+    ]
+
+
+def test_one_route_is_told_from_talk_by_similarity_alone() -> None:
+    classifier = fit_classifier(AWKWARD["one route"])
+    assert not classifier.scores(IN_SCOPE["sql"]).abstains
+    assert all(classifier.scores(text).abstains for text in [*TALK, IN_SCOPE["regex"]])
+
+
+def test_given_calibration_rows_set_the_threshold_and_are_never_fitted_on(routes_only: Classifier) -> None:
+    fresh = [r for r in routes_rows(40, seed=9) if r not in ROWS]
+    calibrated = fit_classifier(ROWS, calibration=[*fresh, ROWS[0], row("hey", "unknown-route"), row("hey", "base")])
+    assert calibrated.summary["calibration_rows"] == len(fresh)
+    assert calibrated.summary["calibration_negatives"] == 1
+    assert (calibrated.head.weights == routes_only.head.weights).all()
+
+
+@functools.cache
+def small_classifier() -> Classifier:
+    return fit_classifier(few(10) + base_rows())
+
+
+TURNS = st.lists(st.sampled_from([*IN_SCOPE.values(), *TALK]), max_size=7)
+
+
+@given(TURNS)
+@settings(max_examples=40, deadline=None)
+def test_the_newest_turn_that_does_not_abstain_decides(turns: list[str]) -> None:
+    classifier = small_classifier()
+    within_reach = [classifier.scores(turn) for turn in turns[: 1 + MAX_EARLIER_TURNS]]
+    expected = next((s for s in within_reach if not s.abstains), (within_reach or [classifier.scores("")])[0])
+    assert classifier.decide_text(turns) == expected
+
+
+@given(st.text(alphabet=st.characters(codec=None), max_size=300), st.integers(1, 1000))
+@settings(max_examples=40, deadline=None)
+def test_no_text_crashes_a_decision_and_the_same_text_gets_the_same_one(text: str, times: int) -> None:
+    classifier = small_classifier()
+    scores = classifier.scores(text * times)
+    assert scores == classifier.scores(text * times)
+    assert 0 <= scores.confidence <= 1
+    assert sum(classifier.scores_per_route(text).values()) == pytest.approx(1)
+
+
+def test_an_explanation_names_the_words_that_weighed_most(with_base: Classifier) -> None:
+    found = with_base.explain(IN_SCOPE["sql"])
+    assert found.scores == with_base.scores(IN_SCOPE["sql"])
+    assert "select" in [term for term, _ in found.terms]
+    assert list(found.probabilities) == sorted(found.probabilities, key=lambda label: -found.probabilities[label])
+    assert "sql answers" in found.reason
+    assert "the base answers" in with_base.explain(TALK[0]).reason
+    assert with_base.explain("").terms == ()
