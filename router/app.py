@@ -69,11 +69,13 @@ def create_app(parts: Parts) -> FastAPI:
     @app.get("/ready")
     async def ready() -> JSONResponse:
         is_ready = await parts.backend.ready()
-        problems = {"routes": parts.catalog.problems, "classifier": parts.catalog.classifier_problem}
-        stale = round(parts.catalog.stale_seconds, 1)
-        return JSONResponse(
-            {"ready": is_ready, "problems": problems, "registry_stale_seconds": stale}, 200 if is_ready else 503
-        )
+        document = {
+            "ready": is_ready,
+            "warming": parts.catalog.warming,
+            "problems": {"routes": parts.catalog.problems, "classifier": parts.catalog.classifier_problem},
+            "registry_stale_seconds": round(parts.catalog.stale_seconds, 1),
+        }
+        return JSONResponse(document, 200 if is_ready else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -9,26 +9,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from adapters.errors import BranchlineError, NotFound
+from adapters.errors import BranchlineError
 from adapters.journal import Journal, View
 from adapters.policy import Policy
 from adapters.store import Store
-from adapters.types import AdapterVersion, GatewayRow, InForce, RouteState
+from adapters.types import AdapterVersion, Event, GatewayRow, InForce, RouteState
 
+from .background import Background
 from .backends.base import Backend
 from .classify.classifier import Classifier
 from .errors import AdapterUnavailable
 from .policy import RouteInForce, ServableVersion, Snapshot
+from .residency import Residency
 from .watcher import Watcher
 
 RETRY_SECONDS = 10.0
-UNLOAD_DELAY_SECONDS = 5.0
-MAX_PINNED_EXTRAS = 16
 log = logging.getLogger("branchline.catalog")
 LoadClassifier = Callable[[Path, str], Classifier]
 
@@ -45,10 +44,24 @@ class _Route:
     problem: str | None = None
     dropped: set[int] = field(default_factory=set)
     warming: asyncio.Task[None] | None = None
+    retry: asyncio.TimerHandle | None = None
 
     @property
     def wanted(self) -> int | None:
         return self.state.live if self.state.enabled else None
+
+    @property
+    def kept_warm(self) -> list[int]:
+        """The live version and the one a rollback would bring back."""
+        return [number for number in (self.state.live, self.state.previous) if number is not None]
+
+    def note(self, event: Event) -> None:
+        """Remember which versions were rolled back from: they must not answer another moment."""
+        left = event.payload.get("from")
+        if event.kind == "rolled_back" and isinstance(left, int):
+            self.dropped.add(left)
+        if event.kind in ("promoted", "rolled_back") and event.number is not None:
+            self.dropped.discard(event.number)
 
 
 class Catalog:
@@ -59,14 +72,13 @@ class Catalog:
     ) -> None:
         self._journal = journal
         self._store = store
-        self._backend = backend
         self._load_classifier = load_classifier
-        self._gateway_id = gateway_id
+        self._background = Background()
+        self._residency = Residency(store, backend, self._background, self._is_kept)
         self._routes: dict[str, _Route] = {}
-        self._pinned: OrderedDict[str, AdapterVersion] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._watcher: Watcher | None = None
         self._heartbeat = GatewayRow(gateway_id, 0.0, 0, {})
+        self._wanted_classifier: str | None = None
         self.classifier: Classifier | None = None
         self.classifier_problem: str | None = None
         self.snapshot = Snapshot(0, backend.base_id, {})
@@ -85,16 +97,14 @@ class Catalog:
         self._watcher = Watcher(self._journal, hand_over, self._beat, view.serial)
         self._watcher.start()
 
-    async def settled(self) -> None:
-        """Wait until everything that is being warmed or loaded has come to an end, well or not."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+    async def settled(self, timeout_seconds: float | None = None) -> None:
+        """Wait until what is being warmed or loaded has come to an end, well or not, or the time is over."""
+        await self._background.settled(timeout_seconds)
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
         if self._watcher is not None:
             await asyncio.to_thread(self._watcher.stop)
+        await self._background.stop()
 
     @property
     def stale_seconds(self) -> float:
@@ -106,73 +116,59 @@ class Catalog:
         """Routes that are not as wanted, and why."""
         return {name: route.problem for name, route in self._routes.items() if route.problem}
 
-    # -- versions asked for by number ------------------------------------------------------------------------------
-
     async def ensure_resident(self, route: str, number: int, *, timeout_seconds: float) -> None:
-        """Load a pinned version where it is not resident; raises `AdapterUnavailable`."""
-        version = self._routes[route].versions[number]
-        self._pinned[version.engine_name] = version
-        self._pinned.move_to_end(version.engine_name)
-        if not self._backend.is_resident(version.engine_name):
-            try:
-                async with asyncio.timeout(timeout_seconds):
-                    await self._load(version)
-            except TimeoutError:
-                raise AdapterUnavailable(f"{version.ref} is still loading; try again") from None
-        while len(self._pinned) > MAX_PINNED_EXTRAS:
-            self._unload_later(self._pinned.popitem(last=False)[1])
+        """Load a version asked for by number where it is not resident; raises `AdapterUnavailable`."""
+        await self._residency.pin(self._routes[route].versions[number], timeout_seconds=timeout_seconds)
 
     # -- following the registry -----------------------------------------------------------------------------------
 
     def _apply(self, view: View) -> None:
         for state in view.routes:
             self._learn(state, view)
-        if view.live_classifier != (self.classifier.digest if self.classifier else None):
-            self._spawn(self._swap_classifier(view.live_classifier))
-        self._publish(view.serial)
-        for state in view.routes:
-            self._warm(self._routes[state.name])
+        changed = [self._routes[state.name] for state in view.routes]
+        self._publish(view.serial, changed)
+        for route in changed:
+            self._warm(route)
+        if view.live_classifier != self._wanted_classifier:
+            self._wanted_classifier = view.live_classifier
+            self._swap_classifier()
 
     def _learn(self, state: RouteState, view: View) -> None:
         versions = {one.number: one for one in view.versions if one.route == state.name}
-        route = self._routes.get(state.name)
-        if route is None:
-            route = self._routes[state.name] = _Route(state, versions, 0)
-        before = route.state
+        route = self._routes.setdefault(state.name, _Route(state, versions, 0))
+        before, kept = route.wanted, route.kept_warm
         route.state, route.versions, route.wanted_serial = state, versions, view.last_serials[state.name]
         for event in view.events:
-            left = event.payload.get("from")
-            if event.route == state.name and event.kind == "rolled_back" and isinstance(left, int):
-                route.dropped.add(left)
-            elif event.route == state.name and event.kind == "promoted" and event.number is not None:
-                route.dropped.discard(event.number)
-        route.problem = None
+            if event.route == state.name:
+                route.note(event)
+        if route.wanted != before:
+            route.problem = None
         self._settle(route)
-        for number in {before.live, before.previous} - {state.live, state.previous, None}:
-            if number in versions:
-                self._unload_later(versions[number])
+        for number in set(kept) - set(route.kept_warm):
+            self._residency.release(versions[number])
 
     def _settle(self, route: _Route) -> None:
         """Put in force what may answer now; what is wanted, if it is resident, at once."""
         wanted = route.wanted
-        if wanted is None or self._backend.is_resident(route.versions[wanted].engine_name):
-            route.in_force = wanted
+        if wanted is None or self._residency.has(route.versions[wanted]):
+            route.in_force, route.serial, route.problem = wanted, route.wanted_serial, None
         elif route.in_force in route.dropped | route.state.retired:
             route.in_force = None
-        if route.in_force == wanted:
-            route.serial = route.wanted_serial
 
-    def _publish(self, serial: int) -> None:
+    def _is_kept(self, version: AdapterVersion) -> bool:
+        return version.number in self._routes[version.route].kept_warm
+
+    def _publish(self, serial: int, changed: Iterable[_Route] = ()) -> None:
         """Swap the snapshot and tell the fleet."""
-        routes = {name: _as_policy_sees(route) for name, route in self._routes.items()}
+        routes = {route.state.name: route for route in changed}
+        seen = {name: _as_policy_sees(route) for name, route in routes.items()}
+        told = {name: _as_fleet_sees(route) for name, route in routes.items()}
         digest = self.classifier.digest if self.classifier else None
-        self.snapshot = Snapshot(serial, self._backend.base_id, routes, digest)
-        self._heartbeat = GatewayRow(
-            self._gateway_id,
-            0.0,
-            serial,
-            {name: _as_fleet_sees(route) for name, route in self._routes.items()},
-            digest,
+        self.snapshot = replace(
+            self.snapshot, serial=serial, routes={**self.snapshot.routes, **seen}, classifier_digest=digest
+        )
+        self._heartbeat = replace(
+            self._heartbeat, serial=serial, routes={**self._heartbeat.routes, **told}, classifier_digest=digest
         )
         if self._watcher is not None:
             self._watcher.beat_now()
@@ -183,78 +179,60 @@ class Catalog:
     # -- warming --------------------------------------------------------------------------------------------------
 
     def _warm(self, route: _Route) -> None:
-        if route.warming is None or route.warming.done():
-            route.warming = self._spawn(self._warm_route(route))
+        """Follow the route's state as it is now. What an older state began to load does not hold this one up."""
+        if route.warming is not None:
+            route.warming.cancel()
+        if route.retry is not None:
+            route.retry.cancel()
+        if not all(self._residency.has(route.versions[number]) for number in route.kept_warm):
+            route.warming = self._background.spawn(self._warm_route(route))
 
     async def _warm_route(self, route: _Route) -> None:
-        """Load the live version, then the one before it, until both are resident or refuse."""
-        while missing := [
-            number for number in (route.state.live, route.state.previous) if self._is_missing(route, number)
-        ]:
-            version = route.versions[missing[0] or 0]
+        """Load the live version, then the one before it; later again what cannot be brought in."""
+        failed = False
+        for number in route.kept_warm:
+            version = route.versions[number]
             try:
-                await self._load(version)
-            except BranchlineError as error:
-                log.error("%s could not be brought in: %s", version.ref, error)
-                if version.number == route.state.live:
+                await self._residency.bring_in(version)
+            except AdapterUnavailable as error:
+                failed = True
+                log.error("%s could not be brought in: %s", version.ref, error.message)
+                if number == route.wanted:
                     route.problem = f"{version.ref}: {error.message}"
-                    self._publish(self.snapshot.serial)
-                asyncio.get_running_loop().call_later(RETRY_SECONDS, self._warm, route)
-                return
             self._settle(route)
-            self._publish(self.snapshot.serial)
-
-    def _is_missing(self, route: _Route, number: int | None) -> bool:
-        return number is not None and not self._backend.is_resident(route.versions[number].engine_name)
-
-    async def _load(self, version: AdapterVersion) -> None:
-        """Verify the stored bytes, then have the engine load and prove them."""
-        mine = self._backend.base_fingerprint
-        if mine is not None and mine != version.manifest.base_fingerprint:
-            raise AdapterUnavailable(
-                f"{version.ref} belongs to base {version.manifest.base_id} ({version.manifest.base_fingerprint[:16]}), "
-                f"this gateway serves {self._backend.base_id} ({mine[:16]})"
-            )
-        try:
-            await asyncio.to_thread(self._store.verify, version.route, version.digest)
-        except NotFound as error:
-            raise AdapterUnavailable(error.message) from error
-        await self._backend.load(version, self._store.folder(version.route, version.digest))
-
-    def _unload_later(self, version: AdapterVersion) -> None:
-        """Unload after requests that began before the change have opened; not if it is wanted again by then."""
-        asyncio.get_running_loop().call_later(UNLOAD_DELAY_SECONDS, self._unload_now, version)
-
-    def _unload_now(self, version: AdapterVersion) -> None:
-        state = self._routes[version.route].state
-        if version.number not in (state.live, state.previous) and version.engine_name not in self._pinned:
-            self._spawn(self._backend.unload(version.engine_name))
+            self._publish(self.snapshot.serial, [route])
+        if failed:
+            route.retry = self._background.later(RETRY_SECONDS, self._warm, route)
 
     # -- the classifier -------------------------------------------------------------------------------------------
 
-    async def _swap_classifier(self, digest: str | None) -> None:
-        if digest is None:
-            self.classifier, self.classifier_problem = None, None
+    def _swap_classifier(self) -> None:
+        self._background.spawn(self._follow_classifier(self._wanted_classifier))
+
+    async def _follow_classifier(self, digest: str | None) -> None:
+        """Put the wanted classifier in force; the old one stays, and it is tried again, where it cannot be read."""
+        found, problem = None, None
+        try:
+            if digest is not None:
+                found = await asyncio.to_thread(self._read_classifier, digest)
+        except (BranchlineError, OSError) as error:
+            problem = error.message if isinstance(error, BranchlineError) else f"cannot be read: {error.strerror}"
+        if digest != self._wanted_classifier:
+            return  # the registry moved on while this one was read
+        self.classifier_problem = problem
+        if problem is None:
+            self.classifier = found
         else:
-            try:
-                folder = self._store.classifier_folder(digest)
-                self.classifier = await asyncio.to_thread(self._load_classifier, folder, digest)
-                self.classifier_problem = None
-            except BranchlineError as error:
-                log.error("classifier %s could not be brought in: %s", digest[:16], error)
-                self.classifier_problem = error.message
+            log.error("classifier %s could not be brought in: %s", str(digest)[:16], problem)
+            self._background.later(RETRY_SECONDS, self._retry_classifier, digest)
         self._publish(self.snapshot.serial)
 
-    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
+    def _retry_classifier(self, digest: str | None) -> None:
+        if digest == self._wanted_classifier:
+            self._swap_classifier()
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a background task failed", exc_info=error)
+    def _read_classifier(self, digest: str) -> Classifier:
+        return self._load_classifier(self._store.classifier_folder(digest), digest)
 
 
 def _as_policy_sees(route: _Route) -> RouteInForce:

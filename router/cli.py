@@ -34,6 +34,7 @@ from .settings import Settings, read_settings
 from .telemetry import Telemetry
 
 GRACE_SECONDS = 15
+WARM_SECONDS = 30
 
 
 @click.command()
@@ -118,9 +119,9 @@ async def run_gateway(
         note(f"starting the {settings.backend} engine on base {engine.base_id}")
         await engine.start()
         await catalog.start()
-        await catalog.settled()
-        _announce(catalog, bound, settings)
+        announcing = asyncio.create_task(_announce(catalog, bound, settings))
         await server.serve([bound])
+        announcing.cancel()
 
     work = asyncio.create_task(serving())
     waiting = asyncio.create_task(stopped.wait())
@@ -155,7 +156,11 @@ def _stop_signals() -> asyncio.Event:
     return stopped
 
 
-def _announce(catalog: Catalog, bound: socket.socket, settings: Settings) -> None:
+async def _announce(catalog: Catalog, bound: socket.socket, settings: Settings) -> None:
+    """Say where the gateway listens, once what is live is warm, or after a while: it answers before that already."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(WARM_SECONDS):
+            await catalog.settled()
     host, port = bound.getsockname()[:2]
     live = [f"{route.name}@{route.in_force}" for route in catalog.snapshot.routes.values() if route.in_force]
     for name, problem in catalog.problems.items():

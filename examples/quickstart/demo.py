@@ -16,14 +16,16 @@ READY_SECONDS = 120
 
 
 def wait_until_ready(gateway: "subprocess.Popen[bytes]", port: int) -> bool:
-    """True once the gateway answers; False where it ended first (its own words say why)."""
+    """True once the gateway answers with every route warm; False where it ended first (its own words say why)."""
     deadline = time.monotonic() + READY_SECONDS
     while gateway.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2):
-                return gateway.poll() is None
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as response:
+                if not json.load(response)["warming"]:
+                    return gateway.poll() is None
         except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
+            pass  # not listening yet
+        time.sleep(0.2)
     return False
 
 
