@@ -112,18 +112,21 @@ def template_digest(template: str | None) -> str | None:
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """The chat template of a model or adapter folder, `None` where it brings none."""
+    """The chat template of a model or adapter folder, `None` where it brings none; raises `BadInput`."""
     file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
     config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        return None
     try:
-        template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-    except (ValueError, AttributeError):
-        return None
-    return template if isinstance(template, str) else None
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        value = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        template = value.get("chat_template")
+        if isinstance(template, list):  # several named ones: a request without a name gets the default
+            template = {one["name"]: one["template"] for one in template}.get("default")
+        return template if isinstance(template, str) and template.encode() else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
+        raise BadInput(
+            f"the chat template of {folder.name} cannot be read ({error})", hint="mend or remove the template's file"
+        ) from error
 
 
 def _read_cache(cache: Path | None) -> dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from .base import Base, read_chat_template, template_digest
 from .check_config import config_problems
 from .check_weights import weight_problems
-from .errors import BadAdapter
+from .errors import BadAdapter, BadInput
 from .tensors import TensorEntry, read_header
 
 CONFIG_FILE = "adapter_config.json"
@@ -61,13 +61,11 @@ def check_folder(
     problems += _template_problems(source, base)
     modules: Mapping[str, int] = {}
     if entries is not None:
-        modules, found = weight_problems(
-            folder / WEIGHTS_FILE, entries, config or {}, base, limits.max_lora_rank, notes
-        )
+        modules, found = weight_problems(folder / WEIGHTS_FILE, entries, config, base, limits.max_lora_rank, notes)
         problems += found
     if problems:
         raise BadAdapter(
-            f"{source.name} cannot be served, {len(problems)} problem{'s' if len(problems) > 1 else ''}: "
+            f"{source.resolve().name} cannot be served, {len(problems)} problem{'s' if len(problems) > 1 else ''}: "
             + "; ".join(problems),
             hint="mend the folder or export the adapter again as plain LoRA",
             problems=problems,
@@ -145,7 +143,10 @@ def _template_problems(folder: Path, base: Base) -> list[str]:
         return []
     if any(file.exists() and file.stat().st_size > MAX_CONFIG_BYTES for file in files):
         return ["the folder's chat template or tokenizer config is too large to compare with the base's"]
-    brought = template_digest(read_chat_template(folder))
+    try:
+        brought = template_digest(read_chat_template(folder))
+    except BadInput as error:
+        return [error.message]
     if brought is None or brought == base.chat_template_digest:
         return []
     return ["the folder brings a chat template that differs from the base's; engines would use the base's"]

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from .base import Base
+from .base import MAX_HEADER_BYTES, Base
+from .errors import BadInput, shown
 from .tensors import TensorEntry, read_header, stream_facts
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>[A-Za-z0-9_.]{1,200})\.lora_(?P<side>[AB])\.weight")
@@ -18,29 +19,31 @@ _SHOWN = 8
 def weight_problems(
     path: Path,
     entries: Mapping[str, TensorEntry],
-    config: Mapping[str, object],
+    config: Mapping[str, object] | None,
     base: Base,
     max_rank: int,
     notes: list[str],
 ) -> tuple[dict[str, int], list[str]]:
-    """The rank by module, and every problem of keys, shapes and values."""
-    problems: list[str] = []
-    pairs = _pairs(entries, problems)
+    """The rank by module, and every problem of keys, shapes and values; `config` is `None` where it is unreadable."""
+    strangers: list[str] = []
+    pairs = _pairs(entries, strangers)
     shapes = _base_shapes(base, notes)
+    misfits: list[str] = []
     ranks: dict[str, int] = {}
     for module, sides in sorted(pairs.items()):
         problem = _pair_problem(sides, shapes.get(module) if shapes else (), max_rank)
         if problem:
-            problems.append(f"{module}: {problem}")
+            misfits.append(f"{module}: {problem}")
         else:
             ranks[module] = sides["A"].shape[0]
-    if not pairs:
-        problems.append("holds no lora_A / lora_B weights: the adapter would do nothing")
-    problems += _target_problems(config, pairs)
-    if not problems:
-        problems += _rank_problems(config, ranks)
-        problems += _value_problems(path, pairs, notes)
-    return ranks, _shortened(problems)
+    kinds = [
+        strangers,
+        [] if pairs else ["holds no lora_A / lora_B weights: the adapter would do nothing"],
+        misfits,
+        [] if config is None else _target_problems(config, pairs) + _rank_problems(config, ranks),
+        _value_problems(path, {module: pairs[module] for module in ranks}, notes),
+    ]
+    return ranks, [problem for kind in kinds for problem in _shortened(kind)]
 
 
 def _pairs(entries: Mapping[str, TensorEntry], problems: list[str]) -> dict[str, dict[str, TensorEntry]]:
@@ -48,7 +51,7 @@ def _pairs(entries: Mapping[str, TensorEntry], problems: list[str]) -> dict[str,
     for name, entry in entries.items():
         match = _KEY.fullmatch(name)
         if match is None:
-            problems.append(f"weight {name!r:.120} is not a plain LoRA weight of a linear layer")
+            problems.append(f"weight {shown(name, 120)} is not a plain LoRA weight of a linear layer")
         else:
             pairs.setdefault(match["module"], {})[match["side"]] = entry
     return pairs
@@ -74,16 +77,20 @@ def _pair_problem(sides: Mapping[str, TensorEntry], base_shape: tuple[int, ...] 
 
 def _base_shapes(base: Base, notes: list[str]) -> dict[str, tuple[int, ...]]:
     """(out, in) by module of the base's matrices; empty where the weights are packed and shapes say nothing."""
-    config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("quantization_config"):
-        notes.append("base is quantised: target shapes were not compared")
-        return {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for shard in sorted(base.folder.glob("*.safetensors")):
-        for name, entry in read_header(shard).items():
-            if name.endswith(".weight") and len(entry.shape) == 2 and "embed" not in name:
-                shapes[name.removesuffix(".weight")] = entry.shape
-    return shapes
+    try:
+        config = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("quantization_config"):
+            notes.append("base is quantised: target shapes were not compared")
+            return {}
+        shards = [read_header(shard, limit=MAX_HEADER_BYTES) for shard in sorted(base.folder.glob("*.safetensors"))]
+    except (ValueError, AttributeError, RecursionError, OSError) as error:
+        raise BadInput(f"base {base.id}: {error}", hint="download the base again") from error
+    return {
+        name.removesuffix(".weight"): entry.shape
+        for shard in shards
+        for name, entry in shard.items()
+        if name.endswith(".weight") and len(entry.shape) == 2 and "embed" not in name
+    }
 
 
 def _target_problems(config: Mapping[str, object], pairs: Iterable[str]) -> list[str]:
@@ -91,12 +98,12 @@ def _target_problems(config: Mapping[str, object], pairs: Iterable[str]) -> list
     if isinstance(targets, str):
         return []  # a pattern or "all-linear": the weights themselves say what is adapted
     if not isinstance(targets, list) or not targets or not all(isinstance(one, str) and one for one in targets):
-        return [f"target_modules is {targets!r:.80}, expected a list of module names"]
+        return [f"target_modules is {shown(targets)}, expected a list of module names"]
     modules = list(pairs)
     unnamed = [module for module in modules if not any(_matches(module, target) for target in targets)]
     empty = [target for target in targets if not any(_matches(module, target) for module in modules)]
     return [f"{module}: weights for a module that target_modules does not name" for module in unnamed] + [
-        f"target_modules names {target!r:.80}, for which there are no weights" for target in empty
+        f"target_modules names {shown(target)}, for which there are no weights" for target in empty
     ]
 
 
@@ -106,7 +113,7 @@ def _matches(module: str, target: str) -> bool:
 
 def _rank_problems(config: Mapping[str, object], ranks: Mapping[str, int]) -> list[str]:
     pattern = config.get("rank_pattern")
-    allowed = {config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())}
+    allowed = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
     return [
         f"{module}: rank {rank} is neither r nor in rank_pattern"
         for module, rank in ranks.items()
@@ -123,7 +130,7 @@ def _value_problems(path: Path, pairs: Mapping[str, Mapping[str, TensorEntry]], 
                 problems.append(f"{module}: lora_{side} holds NaN or Inf")
             if side == "B" and facts.all_zero:
                 empty.append(module)
-    if len(empty) == len(pairs):
+    if len(empty) == len(pairs) > 0:
         problems.append("every lora_B is zero: the adapter changes nothing")
     elif empty:
         notes.append(f"lora_B is zero in {len(empty)} of {len(pairs)} modules")

@@ -8,7 +8,7 @@ import click
 
 from .base import find_base
 from .check import Limits
-from .errors import BadInput, InvalidName, StoreCorrupted
+from .errors import BadInput, InvalidName, NotFound, StoreCorrupted
 from .evidence import parse_evidence
 from .fold import route_to_json
 from .home import Home, home_options
@@ -135,8 +135,8 @@ def verify(home: Home, version: str | None, as_json: bool) -> None:
     faults: dict[str, str] = {}
     for one in versions:
         try:
-            store.verify(one.route, one.digest)
-        except (StoreCorrupted, BadInput) as error:
+            store.verify_version(one)
+        except (StoreCorrupted, NotFound) as error:
             faults[str(one.ref)] = error.message
     if as_json:
         print_json({"verified": len(versions) - len(faults), "faults": faults})

@@ -44,6 +44,7 @@ def traffic_options(command: Callable[..., None]) -> Callable[..., None]:
 def create(home: Home, name: str, examples: Path | None, description: str) -> None:
     """Create the route NAME, which has no versions yet."""
     texts = read_texts(examples) if examples else []
+    exemplar_texts.require_texts(texts)
     registry, _ = open_home(home)
     registry.create_route(name, description=description)
     if texts:

@@ -5,6 +5,7 @@ A message says what was found and what was expected; `hint` says in one line wha
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 
 
@@ -70,3 +71,11 @@ class StoreCorrupted(AdaptersError):
 
 class RegistryUnavailable(AdaptersError):
     """The registry's database cannot be opened, read or written, or has an unknown schema."""
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A foreign value as a message shows it: its repr, cut short, without walking into deep or long ones."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, limit, limit
+    text = short.repr(value)
+    return text if len(text) <= limit + 2 else f"{text[:limit]}..."

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeGuard
 
-from .errors import BadInput
+from .errors import BadInput, shown
 from .rows import canonical_json
 from .types import Json
 
@@ -113,6 +113,12 @@ def parse_evidence(text: str | bytes) -> Evidence:
             f"evidence is malformed: {'; '.join(shown)}{f'; and {more} more' if more else ''}",
             hint="give the evidence.json the trainer wrote, unedited",
         )
+    try:
+        evidence.to_json().encode()
+    except (ValueError, RecursionError) as error:  # infinite numbers, half surrogate pairs, endless nests
+        raise BadInput(
+            f"evidence has no canonical form: {error}", hint="give the evidence.json the trainer wrote, unedited"
+        ) from error
     return evidence
 
 
@@ -129,7 +135,7 @@ class _Reader:
     def evidence(self, value: object) -> Evidence | None:
         row = self._mapping(value, "evidence")
         if row.get("schema") != SCHEMA:
-            self.problems.append(f"schema is {row.get('schema')!r}, this version reads {SCHEMA}")
+            self.problems.append(f"schema is {shown(row.get('schema'))}, this version reads {SCHEMA}")
             return None
         guardrails = self._sequence(row.get("guardrails"), "guardrails")
         classifier = row.get("classifier_digest")
@@ -149,7 +155,7 @@ class _Reader:
         row = self._mapping(value, where)
         metric = next((known for known in METRICS if known == row.get("metric")), None)
         if metric is None:
-            self.problems.append(f"{where}.metric is {row.get('metric')!r}, expected one of {', '.join(METRICS)}")
+            self.problems.append(f"{where}.metric is {shown(row.get('metric'))}, expected one of {', '.join(METRICS)}")
         part = row.get("part")
         items = tuple(
             self._item(one, f"{where}.items[{i}]")
@@ -172,7 +178,7 @@ class _Reader:
         if routed == "adapter" or routed == "base":
             routed_to = routed
         elif routed is not None:
-            self.problems.append(f"{where}.routed_to is {routed!r}, expected adapter, base or null")
+            self.problems.append(f"{where}.routed_to is {shown(routed)}, expected adapter, base or null")
         return Item(
             row=self._text(row, "row", where),
             base=self._score(row.get("base"), f"{where}.base"),
@@ -184,13 +190,13 @@ class _Reader:
         row = self._mapping(value, where)
         score, nll, tokens = row.get("score"), row.get("nll"), row.get("tokens")
         if not _is_number(score) or not 0 <= score <= 1:
-            self.problems.append(f"{where}.score is {score!r}, expected a number from 0 to 1")
+            self.problems.append(f"{where}.score is {shown(score)}, expected a number from 0 to 1")
             score = 0.0
         if not _is_number(nll) or nll < 0:
-            self.problems.append(f"{where}.nll is {nll!r}, expected nats per token, 0 or more")
+            self.problems.append(f"{where}.nll is {shown(nll)}, expected nats per token, 0 or more")
             nll = 0.0
         if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-            self.problems.append(f"{where}.tokens is {tokens!r}, expected 1 or more")
+            self.problems.append(f"{where}.tokens is {shown(tokens)}, expected 1 or more")
             tokens = 1
         return Score(float(score), float(nll), tokens)
 
@@ -210,7 +216,7 @@ class _Reader:
         value = row.get(key)
         if isinstance(value, str) and value:
             return value
-        self.problems.append(f"{where}.{key} is {value!r:.40}, expected text")
+        self.problems.append(f"{where}.{key} is {shown(value)}, expected text")
         return ""
 
     def _digest(self, row: Mapping[str, object], key: str, where: str = "evidence") -> str:
@@ -221,4 +227,4 @@ class _Reader:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf

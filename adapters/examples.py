@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, delete, func, insert, select, text
+from sqlalchemy import Connection, delete, func, insert, select
 
 from . import schema
-from .errors import BadInput
+from .errors import BadInput, RegistryUnavailable
 from .journal import Change, Journal, require_route, usable
-from .rows import sha256_json, text_digest
+from .rows import is_unicode, sha256_json, text_digest
 from .types import RouteName
 
 MAX_TEXT_CHARACTERS = 100_000
@@ -17,9 +17,7 @@ MAX_TEXT_CHARACTERS = 100_000
 
 def add_examples(journal: Journal, name: str, texts: Sequence[str], *, source: str) -> Change:
     """Add texts to a route; those it has already stay as they are."""
-    too_long = [i for i, one in enumerate(texts, 1) if len(one) > MAX_TEXT_CHARACTERS]
-    if too_long:
-        raise BadInput(f"example {too_long[0]} is over {MAX_TEXT_CHARACTERS} characters", hint="shorten it")
+    require_texts(texts)
     table = schema.examples
     with journal.transaction() as connection:
         route = require_route(connection, name).name
@@ -27,7 +25,7 @@ def add_examples(journal: Journal, name: str, texts: Sequence[str], *, source: s
         last = connection.execute(select(func.max(table.c.position)).where(table.c.route == route)).scalar() or 0
         new = {digest: one for one in texts if (digest := text_digest(one)) not in known}
         rows = [
-            {"route": route, "text_digest": digest, "position": last + place, "text": one, "source": source}
+            {"route": route, "text_digest": digest, "position": last + place, "text": one, "source": source[:200]}
             for place, (digest, one) in enumerate(new.items(), 1)
         ]
         if rows:
@@ -35,12 +33,27 @@ def add_examples(journal: Journal, name: str, texts: Sequence[str], *, source: s
         return _append(journal, connection, route, {"added": len(rows)})
 
 
+def require_texts(texts: Sequence[str]) -> None:
+    """Refuse texts that are empty, over-long or not Unicode; raises `BadInput` naming them all."""
+    problems = []
+    for place, one in enumerate(texts, 1):
+        if not one.strip():
+            problems.append(f"example {place} is empty")
+        if len(one) > MAX_TEXT_CHARACTERS:
+            problems.append(f"example {place} is over {MAX_TEXT_CHARACTERS} characters")
+        if not is_unicode(one):
+            problems.append(f"example {place} is not UTF-8 text")
+    if problems:
+        more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise BadInput("; ".join(problems[:20]) + more, hint="mend these examples; none was added")
+
+
 def remove_examples(journal: Journal, name: str, texts: Sequence[str]) -> Change:
     """Delete texts of a route for good."""
     table = schema.examples
     with journal.transaction() as connection:
         route = require_route(connection, name).name
-        chosen = [text_digest(one) for one in texts]
+        chosen = [text_digest(one) for one in texts if is_unicode(one)]
         removed = connection.execute(
             delete(table).where(table.c.route == route, table.c.text_digest.in_(chosen))
         ).rowcount
@@ -85,4 +98,9 @@ def _scrub(journal: Journal) -> None:
     if journal.engine.dialect.name != "sqlite":
         return
     with usable(), journal.engine.connect() as connection:
-        connection.connection.cursor().execute(str(text("PRAGMA wal_checkpoint(TRUNCATE)")))
+        busy = connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    if busy:
+        raise RegistryUnavailable(
+            "the text is deleted, but the database's log still holds its bytes: another process keeps reading it",
+            hint="end that reader (a backup, a shell) and run the command again",
+        )

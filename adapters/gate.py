@@ -153,11 +153,10 @@ def _guardrail_problems(
     evidence: Evidence, policy: Policy, live_classifier: str | None, numbers: dict[str, float]
 ) -> list[str]:
     problems = []
-    numbers["guardrails"] = float(len(evidence.guardrails))
-    if len(evidence.guardrails) < policy.min_guardrails:
-        problems.append(
-            f"evidence has {len(evidence.guardrails)} guardrails, the policy asks for {policy.min_guardrails}"
-        )
+    files = len({one.file_digest for one in evidence.guardrails})
+    numbers["guardrails"] = float(files)
+    if files < policy.min_guardrails:
+        problems.append(f"evidence has {files} guardrails, the policy asks for {policy.min_guardrails}")
     if policy.guardrails == "routed" and (live_classifier is None or evidence.classifier_digest != live_classifier):
         problems.append(
             f"guardrails were routed by classifier {(evidence.classifier_digest or 'none')[:16]}, "

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from . import schema
-from .errors import NotFound, RegistryUnavailable
+from .errors import BadInput, NotFound, RegistryUnavailable
 from .fold import apply_to_classifier, apply_to_route, route_from_json, route_to_json
 from .records import (
     classifier_from_row,
@@ -28,6 +28,7 @@ from .records import (
     gateway_from_row,
     version_from_row,
 )
+from .rows import is_unicode
 from .types import (
     AdapterVersion,
     ClassifierState,
@@ -93,6 +94,9 @@ class Journal:
 
     def __init__(self, engine: Engine, *, actor: str, clock: Callable[[], str] = utc_now) -> None:
         self.engine = engine
+        # PostgreSQL's default would let another writer's commit fall between two reads of one transaction.
+        whole = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+        self._snapshots = engine.execution_options(**whole)
         self._actor = actor
         self._clock = clock
 
@@ -153,6 +157,8 @@ class Journal:
     ) -> Event:
         taken = update(schema.registry).values(serial=schema.registry.c.serial + 1)
         serial = connection.execute(taken.returning(schema.registry.c.serial)).scalar_one()
+        if not is_unicode(why or ""):
+            raise BadInput("the reason given is not UTF-8 text", hint="write it in UTF-8")
         event = Event(serial, self._clock(), kind, route, number, self._actor, why, payload or {})
         connection.execute(insert(schema.events).values(event_row(event)))
         return event
@@ -162,7 +168,7 @@ class Journal:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A read transaction: everything read inside is of one moment."""
-        with usable(), self.engine.begin() as connection:
+        with usable(), self._snapshots.begin() as connection:
             yield connection
 
     def serial(self) -> int:

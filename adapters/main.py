@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from .errors import BranchlineError
+from .output import note
 
 COMMANDS = "branchline.commands"
 
@@ -84,7 +85,7 @@ def main() -> None:
     """Run the command line: exit 0 done, 1 refused or failed (one line on stderr), 2 wrong usage."""
     try:
         require_own_packages()
-        cli(standalone_mode=False)
+        code = cli(standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.UsageError as error:
@@ -100,5 +101,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except BranchlineError as error:
-        click.echo(f"branchline: {error}", err=True)
+        note(f"branchline: {' '.join(str(error).split())}")
         sys.exit(1)
+    except OSError as error:
+        note(f"branchline: {error}")
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)  # click hands the code of `ctx.exit` back

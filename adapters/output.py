@@ -18,12 +18,17 @@ def print_json(value: object) -> None:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Columns as wide as their widest cell; nothing but the header's absence tells an empty table."""
-    cells = [[str(cell) if cell is not None else "-" for cell in row] for row in rows]
+    cells = [[one_line(str(cell)) if cell is not None else "-" for cell in row] for row in rows]
     widths = [max(len(line[column]) for line in [list(header), *cells]) for column in range(len(header))]
     for line in [list(header), *cells]:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
+def one_line(text: str) -> str:
+    """`text` with line ends and terminal codes spelled out: foreign text can neither forge a line nor hide one."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def note(text: str) -> None:
     """A line for the person at the terminal."""
-    click.echo(text, err=True)
+    click.echo(one_line(text), err=True)

@@ -41,7 +41,7 @@ def promote(
     for _ in range(_ATTEMPTS):
         state = registry.route(name)
         version = registry.version(name, number)
-        store.verify(version.route, version.digest)
+        store.verify_version(version)
         verdict = examine(registry, store, state, number)
         if verdict.unmet and forced is None:
             raise GateRefused(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .base import Base
 from .check import FILES, Limits, check_folder, file_problems, left_behind
-from .errors import BadAdapter, Refused
+from .errors import Refused
 from .evidence import Evidence
 from .registry import Registry
 from .rows import sha256_file
@@ -55,23 +55,25 @@ def publish_folder(
     """
     limits, provenance = limits or Limits(), provenance or Provenance()
     name = registry.route(route).name
-    _require_files(folder, limits)
+    if file_problems(folder, limits):
+        check_folder(folder, base, limits=limits, base_is_same=provenance.base_is_same)
+    others = tuple(left_behind(folder))
     with store.staged(folder) as staged:
         manifest = _manifest(staged, folder, base, limits, provenance)
+        known = next((one.manifest for one in registry.versions(name) if one.digest == manifest.digest), manifest)
         if evidence is not None:
-            require_bound(evidence, manifest.digest, manifest.base_fingerprint)
-        store.publish(name, staged, manifest)
-    version, created = registry.publish(name, manifest)
+            require_bound(evidence, known.digest, known.base_fingerprint)
+        store.publish(name, staged, known)
+    version, created = registry.publish(name, known)
     digest = attach_evidence(registry, store, version, evidence) if evidence is not None else None
-    return Published(version, created, tuple(left_behind(folder)), digest)
+    return Published(version, created, others, digest)
 
 
 def attach_evidence(registry: Registry, store: Store, version: AdapterVersion, evidence: Evidence) -> str:
     """File evidence for a version and say so in the history; attaching the same twice changes nothing."""
     require_bound(evidence, version.digest, version.manifest.base_fingerprint)
     digest = store.put_evidence(version.route, evidence)
-    if digest not in registry.evidence_digests(version.route, version.number):
-        registry.add_evidence(version.route, version.number, digest)
+    registry.add_evidence(version.route, version.number, digest)
     return digest
 
 
@@ -87,16 +89,6 @@ def require_bound(evidence: Evidence, weights_digest: str, base_fingerprint: str
             f"this evidence was taken on base {evidence.base_fingerprint[:16]}, "
             f"the version belongs to {base_fingerprint[:16]}",
             hint="evaluate the version on its own base",
-        )
-
-
-def _require_files(folder: Path, limits: Limits) -> None:
-    problems = file_problems(folder, limits)
-    if problems:
-        raise BadAdapter(
-            f"{folder.name} cannot be served: {'; '.join(problems)}",
-            hint="a PEFT folder holds adapter_config.json and adapter_model.safetensors",
-            problems=problems,
         )
 
 

@@ -10,7 +10,7 @@ from . import schema
 from .errors import AlreadyExists, Conflict, Refused
 from .journal import Change, Journal, read_route, require_number, require_route
 from .policy import merge_policy
-from .records import version_from_row
+from .records import event_from_row, version_from_row
 from .store import manifest_to_json
 from .types import AdapterVersion, Event, EventKind, Manifest, RouteState, parse_route_name
 
@@ -81,13 +81,19 @@ class Registry(Journal):
             return version, True
 
     def add_evidence(self, name: str, number: int, digest: str) -> Event:
-        """Append that evidence with this digest speaks about a version."""
+        """Append that evidence with this digest speaks about a version; the same again returns the event it has."""
+        table = schema.evidence
         with self.transaction() as connection:
             state = require_route(connection, name)
             require_number(state, number)
+            mine = (table.c.route == state.name) & (table.c.number == number) & (table.c.digest == digest)
+            serials = select(table.c.serial).where(mine)
+            known = connection.execute(select(schema.events).where(schema.events.c.serial.in_(serials))).first()
+            if known is not None:
+                return event_from_row(known)
             event = self.append(connection, "evidence_added", state.name, number, payload={"digest": digest}).event
             connection.execute(
-                insert(schema.evidence).values(serial=event.serial, route=state.name, number=number, digest=digest)
+                insert(table).values(serial=event.serial, route=state.name, number=number, digest=digest)
             )
             return event
 
@@ -102,7 +108,7 @@ class Registry(Journal):
         gate: Mapping[str, object] | None = None,
         expected_revision: int | None = None,
     ) -> Change:
-        """Make a version live. The promotion gate is the caller's (`operations.promote`); its verdict is recorded."""
+        """Make a version live. The promotion gate is the caller's (`promotion.promote`); its verdict is recorded."""
 
         def decide(state: RouteState) -> tuple[int, Mapping[str, object]]:
             require_number(state, number)

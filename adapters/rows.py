@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from .errors import BadInput
+from .errors import BadInput, shown
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 _MAX_PROBLEMS = 20
@@ -149,14 +149,25 @@ def _object(line: bytes) -> Mapping[str, object]:
 def _string(row: Mapping[str, object], key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{key!r} must be a non-empty string, found {value!r:.40}")
+        raise ValueError(f"{key!r} must be a non-empty string, found {shown(value)}")
+    if not is_unicode(value):
+        raise ValueError(f"{key!r} holds half a surrogate pair, which no text does")
     return value
+
+
+def is_unicode(text: str) -> bool:
+    """False for text with lone surrogates, which JSON and file names can smuggle in and nothing can write out."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _example(row: Mapping[str, object]) -> Example:
     if "messages" not in row:
         if "input" not in row or "output" not in row:
-            raise ValueError(f"expected 'messages' or 'input' and 'output', found {sorted(row)}")
+            raise ValueError(f"expected 'messages' or 'input' and 'output', found {shown(sorted(row))}")
         return Example((Message("user", _string(row, "input")),), _string(row, "output"))
     messages = _messages(row["messages"])
     if len(messages) < 2 or messages[-1].role != "assistant" or messages[-2].role != "user":
@@ -169,7 +180,7 @@ def _messages(value: object) -> tuple[Message, ...]:
         raise ValueError("'messages' must be a non-empty list")
     turns: list[Message] = []
     for turn in value:
-        if not isinstance(turn, dict) or turn.get("role") not in {"system", "user", "assistant"}:
+        if not isinstance(turn, dict) or turn.get("role") not in ("system", "user", "assistant"):
             raise ValueError("each message needs a role: system, user or assistant")
         turns.append(Message(str(turn["role"]), _string(turn, "content")))
     return tuple(turns)

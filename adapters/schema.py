@@ -32,6 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from .errors import RegistryUnavailable
+from .files import make_folder
 
 SCHEMA_NUMBER = 1
 BUSY_TIMEOUT_MS = 10_000
@@ -133,8 +134,7 @@ def connect(url: str) -> Engine:
 
 def _sqlite(url: str, database: str | None) -> Engine:
     if database and database != ":memory:":
-        folder = Path(database).parent
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(Path(database).parent)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
     event.listen(engine, "connect", _sqlite_connected)
     event.listen(engine, "begin", _sqlite_begin)

@@ -8,22 +8,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from .check import FILES
 from .errors import BadInput, NotFound, StoreCorrupted
 from .evidence import Evidence, parse_evidence
+from .files import copy_file, make_folder, sync, write_atomically
 from .rows import sha256_file, sha256_json
-from .types import Manifest, RouteName
+from .types import AdapterVersion, Manifest, RouteName, parse_route_name
 
 MANIFEST_FILE = "manifest.json"
-_CHUNK_BYTES = 1024 * 1024
 _STAGING = ".staging"
+_ABANDONED_SECONDS = 24 * 3600.0
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -47,47 +48,62 @@ class Store:
     def staged(self, source: Path, names: Sequence[str] = FILES) -> Iterator[Path]:
         """A private copy of `names` from `source`, to be checked and then published; removed on the way out."""
         staging = self.root / _STAGING
-        staging.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(staging)
+        _remove_abandoned(staging)
         aside = Path(tempfile.mkdtemp(dir=staging))
         try:
             for name in names:
-                _copy(source / name, aside / name)
+                copy_file(source / name, aside / name)
             yield aside
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
     def publish(self, route: RouteName, staged: Path, manifest: Manifest) -> Path:
-        """Move a staged folder to its place; where an intact one lies there already, that one stays."""
+        """Move a staged folder to its place; where one lies there already, what differs in it is mended."""
         return self._place(self.folder(route, manifest.digest), staged, _manifest_json(manifest))
 
     def folder(self, route: str, digest: str) -> Path:
         """Where a version's files lie, published or not."""
         _require_digest(digest)
-        return self.root / route / digest
+        return self.root / parse_route_name(route) / digest
 
     def manifest(self, route: str, digest: str) -> Manifest:
         """The manifest of a published version; raises `NotFound`, or `StoreCorrupted` where it cannot be read."""
         path = self.folder(route, digest) / MANIFEST_FILE
         try:
-            return parse_manifest(json.loads(path.read_bytes()))
+            manifest = parse_manifest(json.loads(path.read_bytes()))
         except FileNotFoundError:
             raise NotFound(f"no stored version {route}/{digest[:16]}", hint="publish it again") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
             raise StoreCorrupted(f"{route}/{digest[:16]}: manifest unreadable ({error})", hint=_MEND) from error
+        if manifest.digest != digest:
+            raise StoreCorrupted(f"{route}/{digest[:16]}: the manifest is another version's", hint=_MEND)
+        return manifest
 
     def verify(self, route: str, digest: str) -> Manifest:
         """Hash a version's files against its manifest and its digest; raises `StoreCorrupted` naming what differs."""
         manifest = self.manifest(route, digest)
-        _verify_files(self.folder(route, digest), manifest.files, digest, f"{route}/{digest[:16]}")
+        folder = self.folder(route, digest)
+        faults = [fault for name in manifest.files if (fault := _file_fault(folder / name, manifest.files[name]))]
+        if faults:
+            raise StoreCorrupted(f"{route}/{digest[:16]}: {'; '.join(faults)}", hint=_MEND)
         return manifest
 
+    def verify_version(self, version: AdapterVersion) -> None:
+        """`verify`, and that the stored manifest says of the bytes what the registry says."""
+        if _manifest_json(self.verify(version.route, version.digest)) != _manifest_json(version.manifest):
+            raise StoreCorrupted(f"{version.ref}: the stored manifest differs from the registry's", hint=_MEND)
+
     def put_evidence(self, route: RouteName, evidence: Evidence) -> str:
-        """File evidence under its own digest and return that."""
-        path = self._evidence_path(route, evidence.digest)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not path.exists():
-            _write_atomically(path, evidence.to_json().encode())
-        return evidence.digest
+        """File evidence under its own digest and return that; raises `BadInput` for what could not be read back."""
+        content = evidence.to_json().encode()
+        parse_evidence(content)
+        digest = hashlib.sha256(content).hexdigest()
+        path = self._evidence_path(route, digest)
+        make_folder(path.parent)
+        if not path.exists() or sha256_file(path) != digest:
+            write_atomically(path, content)
+        return digest
 
     def evidence(self, route: str, digest: str) -> Evidence:
         """Evidence by digest, verified."""
@@ -117,26 +133,43 @@ class Store:
 
     def _evidence_path(self, route: str, digest: str) -> Path:
         _require_digest(digest)
-        return self.root / route / "evidence" / f"{digest}.json"
+        return self.root / parse_route_name(route) / "evidence" / f"{digest}.json"
 
     def _place(self, target: Path, staged: Path, manifest: bytes) -> Path:
-        if (target / MANIFEST_FILE).exists():
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(target.parent)
+        names = [file.name for file in staged.iterdir()]
+        (staged / MANIFEST_FILE).write_bytes(manifest)
         for file in staged.iterdir():
             file.chmod(0o400)
-            _sync(file)
-        _write_atomically(staged / MANIFEST_FILE, manifest)
+            sync(file)
+        sync(staged)
         try:
             staged.rename(target)
         except OSError:
-            if not (target / MANIFEST_FILE).exists():
-                raise  # not a concurrent publication of the same bytes
-        _sync(target.parent)
+            if not target.is_dir():
+                raise
+            _mend(target, staged, [*names, MANIFEST_FILE])
+        sync(target.parent)
         return target
 
 
 _MEND = "publish the same folder again, or retire the version"
+
+
+def _mend(target: Path, staged: Path, names: Sequence[str]) -> None:
+    """Replace what differs in a published folder, file by file: who reads an intact one is not disturbed."""
+    for name in names:
+        if _file_fault(target / name, sha256_file(staged / name)):
+            (staged / name).replace(target / name)
+    sync(target)
+
+
+def _remove_abandoned(staging: Path) -> None:
+    """Remove the copies of publications that were killed a day ago or longer."""
+    for folder in staging.iterdir():
+        with contextlib.suppress(OSError):  # another process may be removing it too
+            if folder.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                shutil.rmtree(folder)
 
 
 def parse_manifest(value: Mapping[str, object]) -> Manifest:
@@ -148,7 +181,8 @@ def parse_manifest(value: Mapping[str, object]) -> Manifest:
             raise TypeError(f"{name} is not a list")
         fields[name] = tuple(str(one) for one in found)
     manifest = Manifest(**fields)  # type: ignore[arg-type]  # checked right below
-    _require_digest(manifest.digest)
+    if not all(Path(name).name == name for name in manifest.files):
+        raise ValueError("files are not plain names")
     if digest_of_files(manifest.files) != manifest.digest:
         raise ValueError("file digests do not hash to the version's digest")
     return manifest
@@ -163,14 +197,6 @@ def _manifest_json(manifest: Manifest) -> bytes:
     return json.dumps(manifest_to_json(manifest), sort_keys=True, indent=1).encode()
 
 
-def _verify_files(folder: Path, files: Mapping[str, str], digest: str, what: str) -> None:
-    problems = [problem for name in files if (problem := _file_fault(folder / name, files[name]))]
-    if digest_of_files(files) != digest:
-        problems.append("the manifest is another version's")
-    if problems:
-        raise StoreCorrupted(f"{what}: {'; '.join(problems)}", hint=_MEND)
-
-
 def _file_fault(path: Path, expected: str) -> str | None:
     try:
         return None if sha256_file(path) == expected else f"{path.name} was altered"
@@ -181,39 +207,3 @@ def _file_fault(path: Path, expected: str) -> str | None:
 def _require_digest(digest: str) -> None:
     if len(digest) != 64 or not set(digest) <= _HEX:
         raise BadInput(f"{digest!r:.80} is not a sha256 in hex", hint="use the full digest")
-
-
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as reader, target.open("xb") as writer:
-        for piece in _pieces(reader.read):
-            writer.write(piece)
-        writer.flush()
-        os.fsync(writer.fileno())
-
-
-def _pieces(read: Callable[[int], bytes]) -> Iterator[bytes]:
-    while piece := read(_CHUNK_BYTES):
-        yield piece
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """fsync a file or a folder, so that a rename survives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,8 +16,11 @@ from typing import TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-MAX_HEADER_BYTES = 64 * 1024 * 1024
+from .errors import shown
+
+MAX_HEADER_BYTES = 16 * 1024 * 1024
 MAX_DIMENSIONS = 8
+_MAX_PROBLEMS = 20
 _CHUNK_BYTES = 4 * 1024 * 1024
 _DTYPE_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -44,23 +47,26 @@ class TensorFacts:
     all_zero: bool
 
 
-def read_header(path: Path) -> dict[str, TensorEntry]:
-    """The entries of a safetensors file by name; raises `ValueError` naming every fault of the container."""
+def read_header(path: Path, *, limit: int = MAX_HEADER_BYTES) -> dict[str, TensorEntry]:
+    """The entries of a safetensors file by name; raises `ValueError` naming the faults of the container.
+
+    A header over `limit` bytes is not read: parsed, JSON takes up to twenty times its size.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
         if len(prefix) < 8:
             raise ValueError(f"truncated: {size} bytes, a safetensors file has at least 8")
         (length,) = struct.unpack("<Q", prefix)
-        if length > MAX_HEADER_BYTES:
-            raise ValueError(f"header claims {length} bytes, the limit is {MAX_HEADER_BYTES}")
+        if length > limit:
+            raise ValueError(f"header claims {length} bytes, the limit is {limit}")
         if 8 + length > size:
             raise ValueError(f"truncated: header claims {length} bytes, the file has {size - 8} after its length")
         header = _parse(file.read(length))
     entries, problems = _entries(header, 8 + length)
-    problems += _layout_problems(entries, 8 + length, size)
+    problems += _layout_problems(entries, 8 + length, size) if not problems else []
     if problems:
-        raise ValueError("; ".join(problems[:20]))
+        raise ValueError("; ".join(problems))
     return {entry.name: entry for entry in entries}
 
 
@@ -96,7 +102,7 @@ def _parse(raw: bytes) -> Mapping[str, object]:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ValueError(f"header is not valid JSON ({error})") from error
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not raw.startswith(b"{"):
         raise ValueError("header is not a JSON object")
     return value
 
@@ -112,10 +118,14 @@ def _entries(header: Mapping[str, object], data_start: int) -> tuple[list[Tensor
     entries, problems = [], []
     for name, value in header.items():
         if name == "__metadata__":
+            if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+                problems.append("__metadata__ is not an object of texts")
             continue
         entry = _entry(name, value, data_start)
         if isinstance(entry, str):
-            problems.append(f"{name!r:.120}: {entry}")
+            problems.append(f"{shown(name, 120)}: {entry}")
+            if len(problems) >= _MAX_PROBLEMS:
+                break
         else:
             entries.append(entry)
     return entries, problems
@@ -126,11 +136,11 @@ def _entry(name: str, value: object, data_start: int) -> TensorEntry | str:
         return "entry is not an object"
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
-        return f"unknown dtype {dtype!r:.40}"
+        return f"unknown dtype {shown(dtype)}"
     if not _is_naturals(shape) or len(shape) > MAX_DIMENSIONS:
-        return f"shape {shape!r:.60} is not a short list of natural numbers"
+        return f"shape {shown(shape)} is not a short list of natural numbers"
     if not _is_naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        return f"data_offsets {offsets!r:.60} are not [start, end]"
+        return f"data_offsets {shown(offsets)} are not [start, end]"
     if math.prod(shape) * _DTYPE_BYTES[dtype] != offsets[1] - offsets[0]:
         return f"shape {shape} in {dtype} does not fill its {offsets[1] - offsets[0]} bytes"
     return TensorEntry(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
@@ -145,9 +155,11 @@ def _layout_problems(entries: list[TensorEntry], data_start: int, size: int) -> 
     position, problems = data_start, []
     for entry in sorted(entries, key=lambda one: (one.start, one.end)):
         if entry.start < position:
-            problems.append(f"{entry.name!r:.120}: overlaps the tensor before it")
+            problems.append(f"{shown(entry.name, 120)}: overlaps the tensor before it")
         elif entry.start > position:
-            problems.append(f"{entry.name!r:.120}: {entry.start - position} unused bytes before it")
+            problems.append(f"{shown(entry.name, 120)}: {entry.start - position} unused bytes before it")
+        if len(problems) >= _MAX_PROBLEMS:
+            return problems
         position = max(position, entry.end)
     if position > size:
         problems.append(f"truncated: tensors need {position} bytes, the file has {size}")
