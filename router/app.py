@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from adapters.errors import BranchlineError
 
 from .auth import Gatekeeper
 from .backends.base import Backend
 from .catalog import Catalog
-from .dispatch import Answer, Dispatcher
+from .dispatch import Answer, Dispatcher, close
 from .errors import BodyTooLarge, InvalidRequest, error_object, wire_for
 from .listing import model_list
 from .porch import Porch
 from .telemetry import Telemetry
 from .types import Endpoint
 from .wire import parse_request
+
+log = logging.getLogger("branchline.app")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +50,7 @@ def create_app(parts: Parts) -> FastAPI:
         parsed = parse_request(await _read_body(request, parts.max_body_bytes), endpoint)
         answer = await parts.dispatcher.answer(parsed, request.state.request_id)
         if parsed.stream:
-            body = _with_last_words(answer.reply.body, request.state.request_id)
-            return StreamingResponse(body, headers=_headers(answer), media_type=answer.reply.content_type)
+            return _EventStream(answer, request.state.request_id)
         content = await _until_gone(request, _collect(answer.reply.body))
         return Response(content, headers=_headers(answer), media_type=answer.reply.content_type)
 
@@ -122,16 +126,22 @@ async def _read_body(request: Request, limit: int) -> bytes:
         raise InvalidRequest(f"content-type is {content_type!r:.80}, expected application/json")
     pieces: list[bytes] = []
     size = 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > limit:
-            raise BodyTooLarge(f"the body is over {limit} bytes")
-        pieces.append(piece)
+    try:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > limit:
+                raise BodyTooLarge(f"the body is over {limit} bytes")
+            pieces.append(piece)
+    except ClientDisconnect:
+        raise _client_gone() from None
     return b"".join(pieces)
 
 
 async def _collect(body: AsyncIterator[bytes]) -> bytes:
-    return b"".join([piece async for piece in body])
+    try:
+        return b"".join([piece async for piece in body])
+    finally:
+        await close(body)
 
 
 async def _until_gone(request: Request, work: Awaitable[bytes]) -> bytes:
@@ -141,7 +151,7 @@ async def _until_gone(request: Request, work: Awaitable[bytes]) -> bytes:
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise InvalidRequest("the client closed the connection", code="client_closed_request")
+            raise _client_gone()
         return await task
     finally:
         gone.cancel()
@@ -155,18 +165,37 @@ async def _gone(request: Request) -> None:
         continue
 
 
+def _client_gone() -> InvalidRequest:
+    return InvalidRequest("the client closed the connection", code="client_closed_request")
+
+
+class _EventStream(StreamingResponse):
+    """A streamed answer. It closes the engine's reply whatever ends it, also before the first byte."""
+
+    def __init__(self, answer: Answer, request_id: str) -> None:
+        body = answer.reply.body
+        super().__init__(
+            _with_last_words(body, request_id), headers=_headers(answer), media_type=answer.reply.content_type
+        )
+        self._reply_body = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await close(self._reply_body)
+
+
 async def _with_last_words(body: AsyncIterator[bytes], request_id: str) -> AsyncIterator[bytes]:
     """A stream cut short ends with an OpenAI error event that carries the request id."""
     try:
         async for piece in body:
             yield piece
-    except BranchlineError as error:
+    except Exception as error:
+        if not isinstance(error, BranchlineError):
+            log.exception("the stream of %s failed", request_id)
         document = error_object(error)
         yield f"data: {json.dumps({**document, 'request_id': request_id})}\n\n".encode()
-    finally:
-        close = getattr(body, "aclose", None)
-        if close is not None:
-            await close()
 
 
 def _headers(answer: Answer) -> dict[str, str]:

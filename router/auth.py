@@ -39,6 +39,11 @@ class Gatekeeper:
                 f"BRANCHLINE_API_KEY has {len(key)} characters, expected at least {MIN_KEY_CHARACTERS}",
                 hint="make one with `openssl rand -hex 32`",
             )
+        if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+            raise ConfigInvalid(
+                "BRANCHLINE_API_KEY holds a space, a line end or a character outside ASCII, which no header can carry",
+                hint="make one with `openssl rand -hex 32`",
+            )
         return cls(None if key is None else hashlib.sha256(key.encode()).digest(), loopback)
 
     def require_own_site(self, headers: Mapping[str, str]) -> None:
@@ -47,7 +52,7 @@ class Gatekeeper:
         if self.loopback and not is_loopback(_host_name(host)):
             raise Forbidden(f"Host {host!r:.100} is not this server", code="foreign_host")
         origin = headers.get("origin")
-        if origin is not None and _host_name(urlsplit(origin).netloc) != _host_name(host):
+        if origin is not None and _host_name(origin.partition("://")[2]) != _host_name(host):
             raise Forbidden(f"Origin {origin!r:.100} may not use this server", code="foreign_origin")
 
     def require_key(self, headers: Mapping[str, str]) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from adapters.policy import Policy
 from adapters.store import Store
 from adapters.types import AdapterVersion, Event, GatewayRow, InForce, RouteState
 
-from .background import Background
 from .backends.base import Backend
+from .background import Background
 from .classify.classifier import Classifier
 from .errors import AdapterUnavailable
 from .policy import RouteInForce, ServableVersion, Snapshot
@@ -116,6 +117,16 @@ class Catalog:
         """Routes that are not as wanted, and why."""
         return {name: route.problem for name, route in self._routes.items() if route.problem}
 
+    @property
+    def warming(self) -> list[str]:
+        """What is wanted and on its way, but not in force yet: routes, and the classifier."""
+        routes = [
+            name for name, route in self._routes.items() if route.in_force != route.wanted and route.problem is None
+        ]
+        current = self.classifier.digest if self.classifier else None
+        late = current != self._wanted_classifier and self.classifier_problem is None
+        return [*routes, "the classifier"] if late else routes
+
     async def ensure_resident(self, route: str, number: int, *, timeout_seconds: float) -> None:
         """Load a version asked for by number where it is not resident; raises `AdapterUnavailable`."""
         await self._residency.pin(self._routes[route].versions[number], timeout_seconds=timeout_seconds)
@@ -123,8 +134,14 @@ class Catalog:
     # -- following the registry -----------------------------------------------------------------------------------
 
     def _apply(self, view: View) -> None:
+        versions: defaultdict[str, dict[int, AdapterVersion]] = defaultdict(dict)
+        events: defaultdict[str | None, list[Event]] = defaultdict(list)
+        for version in view.versions:
+            versions[version.route][version.number] = version
+        for event in view.events:
+            events[event.route].append(event)
         for state in view.routes:
-            self._learn(state, view)
+            self._learn(state, versions[state.name], events[state.name])
         changed = [self._routes[state.name] for state in view.routes]
         self._publish(view.serial, changed)
         for route in changed:
@@ -133,14 +150,13 @@ class Catalog:
             self._wanted_classifier = view.live_classifier
             self._swap_classifier()
 
-    def _learn(self, state: RouteState, view: View) -> None:
-        versions = {one.number: one for one in view.versions if one.route == state.name}
+    def _learn(self, state: RouteState, versions: Mapping[int, AdapterVersion], events: Sequence[Event]) -> None:
+        """`events` are those of this route since the last view, at least one."""
         route = self._routes.setdefault(state.name, _Route(state, versions, 0))
         before, kept = route.wanted, route.kept_warm
-        route.state, route.versions, route.wanted_serial = state, versions, view.last_serials[state.name]
-        for event in view.events:
-            if event.route == state.name:
-                route.note(event)
+        route.state, route.versions, route.wanted_serial = state, versions, events[-1].serial
+        for event in events:
+            route.note(event)
         if route.wanted != before:
             route.problem = None
         self._settle(route)
@@ -160,7 +176,7 @@ class Catalog:
 
     def _publish(self, serial: int, changed: Iterable[_Route] = ()) -> None:
         """Swap the snapshot and tell the fleet."""
-        routes = {route.state.name: route for route in changed}
+        routes: dict[str, _Route] = {route.state.name: route for route in changed}
         seen = {name: _as_policy_sees(route) for name, route in routes.items()}
         told = {name: _as_fleet_sees(route) for name, route in routes.items()}
         digest = self.classifier.digest if self.classifier else None
@@ -198,7 +214,7 @@ class Catalog:
                 failed = True
                 log.error("%s could not be brought in: %s", version.ref, error.message)
                 if number == route.wanted:
-                    route.problem = f"{version.ref}: {error.message}"
+                    route.problem = error.message
             self._settle(route)
             self._publish(self.snapshot.serial, [route])
         if failed:

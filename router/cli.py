@@ -34,6 +34,7 @@ from .settings import Settings, read_settings
 from .telemetry import Telemetry
 
 GRACE_SECONDS = 15
+BACKLOG = 2048
 WARM_SECONDS = 30
 
 
@@ -86,6 +87,7 @@ def listen(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen(BACKLOG)  # only a listening socket keeps a second server off its port
     except OSError as error:
         bound.close()
         raise ConfigInvalid(
@@ -113,7 +115,6 @@ async def run_gateway(
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
     )
-    stopped = _stop_signals()
 
     async def serving() -> None:
         note(f"starting the {settings.backend} engine on base {engine.base_id}")
@@ -124,18 +125,11 @@ async def run_gateway(
         announcing.cancel()
 
     work = asyncio.create_task(serving())
-    waiting = asyncio.create_task(stopped.wait())
+    _stop_on_signals(work, server)
     try:
-        await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            note("stopping: running answers may finish")
-            server.should_exit = True
-            if not server.started:
-                work.cancel()
         with suppress(asyncio.CancelledError):
             await work
     finally:
-        waiting.cancel()
         await catalog.stop()
         await engine.stop()
         telemetry.close()
@@ -149,18 +143,24 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _stop_signals() -> asyncio.Event:
-    stopped = asyncio.Event()
+def _stop_on_signals(work: asyncio.Task[None], server: uvicorn.Server) -> None:
+    """The first signal lets running answers finish; the second, or one that comes before there are any, does not."""
+
+    def stop() -> None:
+        if server.started and not server.should_exit:
+            note("stopping: running answers may finish; again to stop at once")
+            server.should_exit = True
+        else:
+            note("stopping at once")
+            work.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    return stopped
+        asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
 async def _announce(catalog: Catalog, bound: socket.socket, settings: Settings) -> None:
     """Say where the gateway listens, once what is live is warm, or after a while: it answers before that already."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(WARM_SECONDS):
-            await catalog.settled()
+    await catalog.settled(WARM_SECONDS)
     host, port = bound.getsockname()[:2]
     live = [f"{route.name}@{route.in_force}" for route in catalog.snapshot.routes.values() if route.in_force]
     for name, problem in catalog.problems.items():

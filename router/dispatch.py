@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from .backends.base import Backend
 from .catalog import Catalog
-from .errors import AdapterUnavailable, EngineOverloaded
+from .errors import AdapterUnavailable, EngineFailed, EngineOverloaded
 from .policy import AUTO, NotScored, Snapshot, decide
-from .telemetry import Tail, Telemetry
+from .telemetry import Outcome, Tail, Telemetry
 from .types import Call, Decision, Reply, Scores
 from .wire import ClientRequest
 
@@ -41,18 +41,29 @@ class Dispatcher:
         self._unreleased = 0
 
     async def answer(self, request: ClientRequest, request_id: str) -> Answer:
-        """Decide and open the engine. Raises what `decide` and `Backend.open` raise, before any byte went out."""
+        """Decide and open the engine. Raises what `decide` and `Backend.open` raise, before any byte went out.
+
+        Whoever takes the answer reads its reply to the end or closes it.
+        """
         started = time.perf_counter()
         snapshot = self._catalog.snapshot
         decision = self.decide(request, snapshot)
         unreleased = self._is_unreleased(decision, snapshot)
         if unreleased and self._unreleased >= MAX_UNRELEASED:
             raise EngineOverloaded(f"at most {MAX_UNRELEASED} requests at a time may ask for versions never live")
-        if decision.stage == "pinned" and decision.route is not None and decision.version is not None:
-            await self._catalog.ensure_resident(decision.route, decision.version, timeout_seconds=PINNED_WAIT_SECONDS)
-        decided = time.perf_counter()
-        decision, reply = await self._open(decision, request, request_id)
-        body = self._followed(decision, request, request_id, reply, started, unreleased=unreleased)
+        self._unreleased += unreleased
+        try:
+            if decision.stage == "pinned" and decision.route is not None and decision.version is not None:
+                await self._catalog.ensure_resident(
+                    decision.route, decision.version, timeout_seconds=PINNED_WAIT_SECONDS
+                )
+            decided = time.perf_counter()
+            decision, reply = await self._open(decision, request, request_id)
+        except BaseException:
+            self._unreleased -= unreleased
+            raise
+        ended = partial(self._ended, decision, request_id, unreleased)
+        body = Followed(reply.body, ended, started=started, stream=request.stream)
         return Answer(decision, Reply(body, reply.content_type), snapshot.serial, decided - started)
 
     def decide(self, request: ClientRequest, snapshot: Snapshot) -> Decision:
@@ -80,34 +91,11 @@ class Dispatcher:
         cold = replace(cold, reason="adapter_unavailable")
         return cold, await self._backend.open(replace(call, engine_name=cold.engine_name))
 
-    async def _followed(
-        self,
-        decision: Decision,
-        request: ClientRequest,
-        request_id: str,
-        reply: Reply,
-        started: float,
-        *,
-        unreleased: bool,
-    ) -> AsyncIterator[bytes]:
-        """The reply's bytes as they are, while what passes is counted; closing it closes the engine's work."""
-        tail = Tail(stream=request.stream)
-        outcome = "cancelled"
-        self._unreleased += unreleased
-        try:
-            async with _closing(reply.body) as pieces:
-                async for piece in pieces:
-                    tail.push(piece, time.perf_counter() - started)
-                    yield piece
-            outcome = "ok"
-        except (asyncio.CancelledError, GeneratorExit):
-            raise
-        except BaseException:
-            outcome = "failed"
-            raise
-        finally:
-            self._unreleased -= unreleased
-            self._telemetry.finished(decision, request_id, outcome, tail, time.perf_counter() - started)
+    def _ended(
+        self, decision: Decision, request_id: str, unreleased: bool, outcome: Outcome, tail: Tail, seconds: float
+    ) -> None:
+        self._unreleased -= unreleased
+        self._telemetry.finished(decision, request_id, outcome, tail, seconds)
 
     def _is_unreleased(self, decision: Decision, snapshot: Snapshot) -> bool:
         if decision.stage != "pinned" or decision.route is None or decision.version is None:
@@ -115,12 +103,54 @@ class Dispatcher:
         return not snapshot.routes[decision.route].versions[decision.version].released
 
 
-@asynccontextmanager
-async def _closing(body: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
+class Followed(AsyncIterator[bytes]):
+    """A reply's bytes as they are, counted as they pass; closing it closes the engine's work.
+
+    `ended` is called once with the outcome, whatever ends it: also where nobody ever reads.
+    """
+
+    def __init__(
+        self, body: AsyncIterator[bytes], ended: Callable[[Outcome, Tail, float], None], *, started: float, stream: bool
+    ) -> None:
+        self._body = body
+        self._ended: Callable[[Outcome, Tail, float], None] | None = ended
+        self._started = started
+        self._stream = stream
+        self._tail = Tail(stream=stream)
+
+    async def __anext__(self) -> bytes:
+        try:
+            piece = await anext(self._body)
+        except StopAsyncIteration:
+            if self._stream and not self._tail.done:
+                self._end("failed")
+                raise EngineFailed("the engine's answer broke off") from None
+            self._end("ok")
+            raise
+        except asyncio.CancelledError:
+            self._end("cancelled")
+            raise
+        except BaseException:
+            self._end("failed")
+            raise
+        self._tail.push(piece, time.perf_counter() - self._started)
+        return piece
+
+    async def aclose(self) -> None:
+        self._end("cancelled")
+        await close(self._body)
+
+    def __del__(self) -> None:
+        self._end("cancelled")
+
+    def _end(self, outcome: Outcome) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended(outcome, self._tail, time.perf_counter() - self._started)
+
+
+async def close(body: AsyncIterator[bytes]) -> None:
     """Close an iterator early where it can be closed: that is how an engine learns that the client went away."""
-    try:
-        yield body
-    finally:
-        close = getattr(body, "aclose", None)
-        if close is not None:
-            await close()
+    aclose = getattr(body, "aclose", None)
+    if aclose is not None:
+        await aclose()

@@ -6,18 +6,23 @@ import json
 import logging
 import re
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal, TextIO
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from .catalog import Catalog
+from .errors import ConfigInvalid
 from .types import Decision
 
 TAIL_BYTES = 4096
 MAX_ROUTE_LABELS = 1000
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+Outcome = Literal["ok", "cancelled", "failed"]
 log = logging.getLogger("branchline.telemetry")
 
 
@@ -47,7 +52,7 @@ class Tail:
         found = _USAGE.findall(self._kept)
         try:
             usage = json.loads(found[-1]) if found else {}
-            return int(usage["prompt_tokens"]), int(usage.get("completion_tokens", 0)), False
+            return max(0, int(usage["prompt_tokens"])), max(0, int(usage.get("completion_tokens", 0))), False
         except (ValueError, KeyError, TypeError):
             return None, max(0, self._events - 3), True  # the role, the end and [DONE] are events without a token
 
@@ -78,9 +83,9 @@ class Telemetry:
         self._in_force = Gauge(
             "branchline_route_as_wanted", "1 where a route is as wanted, else 0.", ["route"], registry=self.registry
         )
-        self._log = None if decision_log is None else decision_log.open("a", encoding="utf-8", buffering=1)
+        self._log = None if decision_log is None else _open_log(decision_log)
 
-    def finished(self, decision: Decision, request_id: str, outcome: str, tail: Tail, seconds: float) -> None:
+    def finished(self, decision: Decision, request_id: str, outcome: Outcome, tail: Tail, seconds: float) -> None:
         """Count a request whose answer has ended, one way or another."""
         route = decision.route or "base"
         self._requests.labels(route, decision.stage, decision.reason, outcome).inc()
@@ -93,7 +98,7 @@ class Telemetry:
         self._tokens.labels(route, "completion", str(estimated).lower()).inc(completion)
         if self._log is not None:
             facts = {**asdict(decision), "request_id": request_id, "outcome": outcome, "seconds": round(seconds, 6)}
-            self._log.write(json.dumps({"time": time.time(), **facts}) + "\n")
+            self._write({"time": time.time(), **facts})
 
     def refused(self, code: str) -> None:
         self._errors.labels(code).inc()
@@ -108,4 +113,20 @@ class Telemetry:
 
     def close(self) -> None:
         if self._log is not None:
-            self._log.close()
+            with suppress(OSError):
+                self._log.close()
+
+    def _write(self, facts: Mapping[str, object]) -> None:
+        """A full disk costs log lines, not answers."""
+        try:
+            if self._log is not None:
+                self._log.write(json.dumps(facts) + "\n")
+        except OSError as error:
+            log.error("the decision log cannot be written: %s", error.strerror)
+
+
+def _open_log(path: Path) -> TextIO:
+    try:
+        return path.open("a", encoding="utf-8", buffering=1)
+    except OSError as error:
+        raise ConfigInvalid(f"cannot write the decision log {path}: {error.strerror}") from error

@@ -63,7 +63,7 @@ class Watcher:
                 self._step()
                 self._answered()
                 self._wake.wait(POLL_SECONDS)
-            except BranchlineError as error:
+            except Exception as error:  # noqa: BLE001 - it is logged and shown as stale in `_failed`
                 self._failed(error)
                 self._wake.wait(RETRY_SECONDS)
             self._wake.clear()
@@ -88,7 +88,9 @@ class Watcher:
         self._failing = False
         self._last_answer = time.monotonic()
 
-    def _failed(self, error: BranchlineError) -> None:
+    def _failed(self, error: Exception) -> None:
+        """Whatever it was, the thread goes on: a gateway that no longer follows must at least say so."""
         if not self._failing:
-            log.error("%s; serving what is in force", error)
+            unforeseen = None if isinstance(error, BranchlineError) else error
+            log.error("%s; serving what is in force", error, exc_info=unforeseen)
         self._failing = True

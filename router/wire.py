@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -55,8 +56,12 @@ def parse_request(raw: bytes, endpoint: Endpoint) -> ClientRequest:
 def parse_object(raw: bytes) -> dict[str, object]:
     """A JSON object from bytes, or `InvalidRequest`."""
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
+        value = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite
+        )
+        if b"\\u" in raw:  # an escape may name half a character, which no engine can be sent
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise InvalidRequest("the body is not UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is not valid JSON: {error!s:.120}") from error
@@ -76,6 +81,13 @@ def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):  # would be sent on as Infinity, which is not JSON
+        raise ValueError(f"the number {text:.40} is out of range")
+    return number
 
 
 def _depth_over(value: object, limit: int) -> bool:
@@ -117,7 +129,7 @@ def _chat_texts(body: Mapping[str, object]) -> tuple[str, ...]:
             raise InvalidRequest(f"messages[{place}] must be an object with a 'role'", param=f"messages[{place}]")
         if message["role"] == "user":
             texts.append(_content_text(message.get("content"), place))
-    return tuple(text for text in reversed(texts) if text.strip())[:USER_TURNS]
+    return tuple(text for text in texts[: -USER_TURNS - 1 : -1] if text.strip())
 
 
 def _content_text(content: object, place: int) -> str:
