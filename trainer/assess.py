@@ -20,7 +20,7 @@ from .observer import Observer, watch_scoring
 from .page import render_page
 from .probe import take_probe
 from .report import Findings, make_evidence, summarise
-from .task import Judges, require_context, require_decisions
+from .task import Judges, find_max_length, require_decisions
 
 
 def assess(
@@ -55,7 +55,7 @@ def assess(
 
 def read_judges(config: AssessConfig, loaded: LoadedBase) -> Judges:
     """The evaluation files, whole or the half that `train` keeps for evidence."""
-    max_length = require_context(config.max_length, loaded)
+    max_length = find_max_length(config.max_length, loaded)
 
     def read(path: Path, name: str) -> Dataset:
         dataset = read_evaluation(path, name, loaded.tokenizer, loaded.end_tokens, max_length)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
@@ -48,9 +48,19 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
         name,
         is_flag=field.default is False,
         multiple=several,
+        metavar=None if field.default is False else _metavar(field.annotation),
         default=None,
         help=f"{field.description}{' Required.' if field.is_required() else '' if silent else f'  [default: {shown}]'}",
     )
+
+
+def _metavar(annotation: object) -> str:
+    """What an option takes, from its field's type."""
+    for kind, shown in ((Path, "FILE"), (int, "INTEGER"), (float, "NUMBER")):
+        if kind is annotation or kind in get_args(annotation):
+            return shown
+    choices = get_args(annotation)
+    return f"[{'|'.join(choices)}]" if get_origin(annotation) is Literal else "TEXT"
 
 
 @click.command()

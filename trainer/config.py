@@ -40,7 +40,11 @@ class _Config(BaseModel):
     decisions: Path | None = Field(None, description="Output of `classifier decide` for every evaluated row.")
     out: Path = Field(description="Folder to write to.")
     metric: ScoredMetric = Field("exact_match", description="exact_match, json_equal or contains.")
-    max_length: int = Field(1024, ge=2, description="Longest row in tokens; longer training rows are left out.")
+    max_length: int | None = Field(
+        None,
+        ge=2,
+        description="Longest row in tokens; longer training rows are left out [1024 or the context].",
+    )
     max_new_tokens: int | None = Field(None, ge=1, description="Tokens to decode [twice the longest answer].")
     guardrail_bound: float = Field(0.02, gt=0, description="Largest rise of NLL on a guardrail, nats per token.")
     threads: int | None = Field(None, ge=1, description="CPU threads.")

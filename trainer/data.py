@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from jinja2 import TemplateError
+
 from adapters.rows import Example, Message, last_user_text, read_examples, sha256_file
 
 from .errors import BaseUnusable, DataInvalid, LeakFound
@@ -163,9 +165,14 @@ def _apply(
     tokenizer: ChatTokenizer, conversations: Sequence[Sequence[Message]], *, add_generation_prompt: bool
 ) -> list[list[int]]:
     plain = [[{"role": turn.role, "content": turn.content} for turn in turns] for turns in conversations]
-    return tokenizer.apply_chat_template(
-        plain, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
-    )
+    try:
+        return tokenizer.apply_chat_template(
+            plain, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+        )
+    except TemplateError as error:
+        raise DataInvalid(
+            f"the base's chat template refuses a conversation: {error}", hint="mend the rows or the template"
+        ) from error
 
 
 def _completion(prompt: list[int], full: list[int], end_tokens: frozenset[int]) -> tuple[int, ...]:

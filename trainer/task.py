@@ -11,6 +11,8 @@ from .decisions import Decisions, read_decisions
 from .errors import ConfigInvalid
 from .model import LoadedBase
 
+DEFAULT_MAX_LENGTH = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Judges:
@@ -39,7 +41,7 @@ class Task:
 
 def read_task(config: TrainConfig, loaded: LoadedBase) -> Task:
     """Read every file of a run; raises for leaks, rows without decision, and what `trainer.data` refuses."""
-    max_length = require_context(config.max_length, loaded)
+    max_length = find_max_length(config.max_length, loaded)
     train = read_training(config.data, loaded.tokenizer, loaded.end_tokens, max_length)
 
     def read(path: Path, name: str) -> Dataset:
@@ -70,8 +72,10 @@ def require_decisions(path: Path | None, *judges: Judges) -> Decisions | None:
     return decisions
 
 
-def require_context(max_length: int, loaded: LoadedBase) -> int:
-    """`max_length`, or `ConfigInvalid` where the base cannot attend that far."""
+def find_max_length(max_length: int | None, loaded: LoadedBase) -> int:
+    """`max_length`, by default 1024 or the base's context; `ConfigInvalid` where it is over that context."""
+    if max_length is None:
+        return min(DEFAULT_MAX_LENGTH, loaded.context_length)
     if max_length > loaded.context_length:
         raise ConfigInvalid(
             [f"max_length: {max_length} tokens, the base attends to {loaded.context_length}"],
