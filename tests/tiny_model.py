@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,11 @@ def make_tokenizer(folder: Path, *, vocabulary: int = 400) -> None:
     wrapped.save_pretrained(folder)
 
 
-def make_base(folder: Path, *, seed: int = 0, context_length: int = 256, **shape: int) -> Path:
-    """A Llama with random weights, large enough that its answers vary; `shape` overrides `LlamaConfig` fields."""
+def make_base(folder: Path, *, seed: int = 0, context_length: int = 32768, **shape: int) -> Path:
+    """A Llama with random weights, large enough that its answers vary; `shape` overrides `LlamaConfig` fields.
+
+    The end token's logit is always 0, far from the largest: a greedy answer ends only where it is told to.
+    """
     make_tokenizer(folder)
     sizes: dict[str, Any] = {
         "vocab_size": 512,
@@ -63,6 +67,8 @@ def make_base(folder: Path, *, seed: int = 0, context_length: int = 256, **shape
     )
     torch.manual_seed(seed)
     model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]  # as above
+    with torch.no_grad():
+        model.lm_head.weight[0] = 0.0
     model.save_pretrained(folder)
     return folder
 
@@ -73,14 +79,19 @@ def make_adapter(
     *,
     seed: int,
     rank: int = 4,
-    targets: Sequence[str] = TARGETS,
+    targets: Sequence[str] | str = TARGETS,
     scale: float = 0.3,
     **config: Any,
 ) -> Path:
     """A PEFT LoRA folder for `base` with random A and B (standard deviation `scale`); 0 makes one that does nothing."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    wrapped = get_peft_model(model, LoraConfig(r=rank, lora_alpha=8, target_modules=list(targets), **config))
+    wrapped = get_peft_model(
+        model,
+        LoraConfig(
+            r=rank, lora_alpha=8, target_modules=targets if isinstance(targets, str) else list(targets), **config
+        ),
+    )
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=scale)
@@ -101,3 +112,28 @@ def make_version(route: str, *, number: int = 1, digest: str = "a" * 64, base_id
         targets=TARGETS,
     )
     return AdapterVersion(RouteName(route), number, manifest, "2026-01-01T00:00:00Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Tiny:
+    """A base, three versions of different ranks, and folders that must not load."""
+
+    base: Path
+    versions: tuple[tuple[AdapterVersion, Path], ...]
+    without_effect: Path
+    truncated: Path
+
+
+def make_tiny(root: Path) -> Tiny:
+    base = make_base(root / "tiny")
+    versions = tuple(
+        (
+            make_version(f"route-{rank}", digest=f"{rank:064x}"),
+            make_adapter(base, root / f"rank-{rank}", seed=rank, rank=rank),
+        )
+        for rank in (2, 4, 8)
+    )
+    truncated = make_adapter(base, root / "truncated", seed=9)
+    weights = truncated / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return Tiny(base, versions, make_adapter(base, root / "without-effect", seed=1, scale=0.0), truncated)

@@ -29,14 +29,24 @@ _GREEDY = Sampling(max_tokens=None, temperature=0.0, top_p=1.0, seed=0, stop=(),
 class EmbeddedBackend:
     """Keeps the contract of `Backend`. `device` defaults to the GPU where there is one.
 
-    At most `max_rows` sequences are decoded at once and `max_waiting` queue behind them.
+    At most `max_rows` sequences are decoded at once and `max_waiting` queue behind them. `threads` is how many CPU
+    threads a forward uses (torch's own choice by default); one is best where other programs need the cores.
     """
 
-    def __init__(self, base: Base, *, max_rows: int = 32, max_waiting: int = 256, device: str | None = None) -> None:
+    def __init__(
+        self,
+        base: Base,
+        *,
+        max_rows: int = 32,
+        max_waiting: int = 256,
+        device: str | None = None,
+        threads: int | None = None,
+    ) -> None:
         self._base = base
         self._max_rows = max_rows
         self._max_waiting = max_waiting
         self._device = device
+        self._threads = threads
         self._engine: Engine | None = None
         self._decoder: Decoder | None = None
         self._base_traces: list[Trace] = []
@@ -60,8 +70,13 @@ class EmbeddedBackend:
         if await self.ready():
             return
         self._engine = await asyncio.to_thread(load_engine, self._base.folder, self._device)
-        deliver = functools.partial(_deliver, asyncio.get_running_loop())
-        self._decoder = Decoder(self._engine, deliver, max_rows=self._max_rows, max_waiting=self._max_waiting)
+        self._decoder = Decoder(
+            self._engine,
+            functools.partial(_deliver, asyncio.get_running_loop()),
+            max_rows=self._max_rows,
+            max_waiting=self._max_waiting,
+            threads=self._threads,
+        )
         self._decoder.start()
         try:
             (self._base_traces,) = await self._answer_probes([None])
