@@ -1,0 +1,221 @@
+"""The parser of requests: strict where two parsers could disagree, and never anything but `InvalidRequest`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.errors import InvalidRequest
+from router.types import Endpoint
+from router.wire import MAX_DEPTH, REFUSED_FIELDS, ClientRequest, parse_object, parse_request
+
+CHAT: Endpoint = "chat/completions"
+COMPLETIONS: Endpoint = "completions"
+USER = {"role": "user", "content": "select all users"}
+UTF8 = st.characters(exclude_categories=["Cs"])
+NUMBERS = st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(UTF8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(UTF8, max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def chat(**body: object) -> ClientRequest:
+    return parse_request(json.dumps({"model": "auto", "messages": [USER], **body}).encode(), CHAT)
+
+
+def completion(**body: object) -> ClientRequest:
+    return parse_request(json.dumps({"model": "auto", "prompt": "p", **body}).encode(), COMPLETIONS)
+
+
+def refusal(raw: bytes, endpoint: Endpoint = CHAT) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_request(raw, endpoint)
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"model":"auto","model":"base","messages":[{"role":"user","content":"x"}]}',
+        b'{"model":"auto","messages":[{"role":"user","role":"system","content":"x"}]}',
+        b'{"model":"auto","messages":[],"metadata":{"a":[{"b":1,"b":1}]}}',
+        b'{"model":"auto","\\u006dodel":"base","messages":[{"role":"user","content":"x"}]}',
+    ],
+)
+def test_a_key_named_twice_is_refused_at_any_depth(raw: bytes) -> None:
+    assert "twice" in refusal(raw).message
+
+
+@pytest.mark.parametrize("constant", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999"])
+def test_a_number_that_is_not_json_is_refused(constant: bytes) -> None:
+    assert "not valid JSON" in refusal(b'{"model":"auto","temperature":' + constant + b"}").message
+
+
+@pytest.mark.parametrize("tail", [b"x", b"{}", b"\x00", b'{"model":"base"}', b"\n\n1"])
+def test_bytes_after_the_object_are_refused(tail: bytes) -> None:
+    assert "not valid JSON" in refusal(b'{"model":"auto","messages":[]}' + tail).message
+
+
+def test_a_byte_order_mark_is_refused() -> None:
+    assert "not valid JSON" in refusal(b"\xef\xbb\xbf{}").message
+
+
+@pytest.mark.parametrize("raw", [b'{"model":"\xff"}', b"\xff\xfe{\x00}\x00", '{"a": 1}'.encode("utf-16")])
+def test_bytes_that_are_not_utf8_are_refused(raw: bytes) -> None:
+    assert refusal(raw).message == "the body is not UTF-8"
+
+
+def test_half_a_surrogate_pair_is_refused_because_no_engine_can_be_sent_it() -> None:
+    assert refusal(b'{"model":"auto","messages":[{"role":"user","content":"\\ud800"}]}').message
+
+
+def test_a_whole_surrogate_pair_is_one_character() -> None:
+    request = parse_request(b'{"model":"auto","messages":[{"role":"user","content":"\\ud83d\\ude42"}]}', CHAT)
+    assert request.texts == ("🙂",)
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 1_000, 200_000])
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_a_body_nested_too_deep_is_refused(depth: int, opening: bytes, closing: bytes) -> None:
+    inner = opening * depth + b"1" + closing * depth
+    assert refusal(b'{"model":"auto","messages":' + inner + b"}").message
+
+
+def test_a_body_nested_as_deep_as_allowed_passes() -> None:
+    inner = MAX_DEPTH - 1
+    assert parse_object(b'{"a":' + b"[" * inner + b"]" * inner + b"}")
+
+
+def test_an_integer_of_thousands_of_digits_is_refused_and_a_long_one_kept_exactly() -> None:
+    assert "not valid JSON" in refusal(b'{"model":"auto","seed":' + b"9" * 5000 + b"}").message
+    assert parse_object(b'{"seed":' + b"9" * 400 + b"}") == {"seed": int("9" * 400)}
+
+
+@pytest.mark.parametrize("raw", [b"", b"null", b"[]", b'"auto"', b"1", b"{", b'{"model":}'])
+def test_a_body_that_is_no_object_is_refused(raw: bytes) -> None:
+    assert refusal(raw).message
+
+
+@pytest.mark.parametrize("model", [None, "", 7, ["auto"], {"id": "auto"}, True])
+def test_a_model_that_is_no_name_is_refused_by_that_name(model: object) -> None:
+    assert refusal(json.dumps({"model": model, "messages": [USER]}).encode()).param == "model"
+
+
+@pytest.mark.parametrize("stream", ["true", 1, [], {}])
+def test_a_stream_that_is_no_boolean_is_refused_by_that_name(stream: object) -> None:
+    assert refusal(json.dumps({"model": "auto", "messages": [USER], "stream": stream}).encode()).param == "stream"
+
+
+@pytest.mark.parametrize(("stream", "streams"), [(True, True), (False, False), (None, False)])
+def test_stream_is_read_as_openai_reads_it(stream: bool | None, streams: bool) -> None:
+    assert chat(stream=stream).stream is streams
+
+
+@pytest.mark.parametrize("field", REFUSED_FIELDS)
+def test_a_field_that_can_hurt_others_is_refused_unless_null(field: str) -> None:
+    error = refusal(json.dumps({"model": "auto", "messages": [USER], field: {"a": 1}}).encode())
+    assert (error.param, error.code) == (field, "unsupported_parameter")
+    assert chat(**{field: None}).model == "auto"
+
+
+def test_echo_with_logprobs_is_refused_and_each_alone_is_not() -> None:
+    body = {"model": "auto", "prompt": "p", "echo": True, "logprobs": 0}
+    assert refusal(json.dumps(body).encode(), COMPLETIONS).param == "echo"
+    assert completion(echo=True).body["echo"] is True
+    assert completion(echo=False, logprobs=1).body["logprobs"] == 1
+
+
+@pytest.mark.parametrize("messages", [None, [], "hello", {"role": "user"}, [1], [{"content": "x"}], [{"role": 7}]])
+def test_messages_of_another_shape_are_refused_by_their_place(messages: object) -> None:
+    assert str(refusal(json.dumps({"model": "auto", "messages": messages}).encode()).param).startswith("messages")
+
+
+@pytest.mark.parametrize("content", [None, 7, {}, [7], [{"text": "x"}], [["x"]]])
+def test_user_content_of_another_shape_is_refused_by_its_place(content: object) -> None:
+    messages = [USER, {"role": "user", "content": content}]
+    assert refusal(json.dumps({"model": "auto", "messages": messages}).encode()).param == "messages[1].content"
+
+
+def test_the_texts_are_the_user_turns_newest_first_and_at_most_three_before_the_last() -> None:
+    turns = [message for n in range(6) for message in ({"role": "user", "content": f"u{n}"}, assistant(f"a{n}"))]
+    assert chat(messages=[{"role": "system", "content": "s"}, *turns]).texts == ("u5", "u4", "u3", "u2")
+
+
+def test_a_turn_without_text_counts_as_one_of_the_turns_looked_back() -> None:
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
+    asked = [{"role": "user", "content": f"u{n}"} for n in range(4)]
+    assert chat(messages=[*asked, image]).texts == ("u3", "u2", "u1")
+
+
+def test_text_parts_are_joined_and_other_parts_passed_over() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "input_audio", "input_audio": {}}, {"type": "text", "text": "2"}]
+    assert chat(messages=[{"role": "user", "content": parts}]).texts == ("one\n2",)
+
+
+def test_a_chat_without_user_text_has_nothing_to_classify() -> None:
+    assert chat(messages=[assistant("hello"), {"role": "user", "content": " \n"}]).texts == ()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("select", ("select",)),
+        (["first", "second"], ("first",)),
+        ([1, 2, 3], ()),
+        ([[1, 2], [3]], ()),
+        ("", ()),
+        ([""], ()),
+    ],
+)
+def test_of_prompts_the_first_string_is_classified_and_token_ids_are_not(
+    prompt: object, texts: tuple[str, ...]
+) -> None:
+    assert completion(prompt=prompt).texts == texts
+
+
+@pytest.mark.parametrize("prompt", [None, [], 7, {"text": "x"}])
+def test_a_prompt_of_another_shape_is_refused_by_its_name(prompt: object) -> None:
+    assert refusal(json.dumps({"model": "auto", "prompt": prompt}).encode(), COMPLETIONS).param == "prompt"
+
+
+@given(
+    st.binary(max_size=300) | JSON.map(lambda value: json.dumps(value).encode()), st.sampled_from([CHAT, COMPLETIONS])
+)
+def test_arbitrary_bytes_are_parsed_or_refused_and_nothing_else(raw: bytes, endpoint: Endpoint) -> None:
+    try:
+        request = parse_request(raw, endpoint)
+    except InvalidRequest:
+        return
+    assert request.model
+
+
+@given(
+    st.fixed_dictionaries(
+        {"model": st.sampled_from(["auto", "sql@2"])}, optional={"messages": JSON, "prompt": JSON, "stream": JSON}
+    ),
+    st.sampled_from([CHAT, COMPLETIONS]),
+)
+def test_an_almost_right_body_is_parsed_or_refused_and_nothing_else(
+    body: dict[str, object], endpoint: Endpoint
+) -> None:
+    try:
+        request = parse_request(json.dumps(body).encode(), endpoint)
+    except InvalidRequest:
+        return
+    assert all(text.strip() for text in request.texts)
+
+
+@given(st.dictionaries(st.text(UTF8, max_size=8), JSON, max_size=5))
+def test_a_parsed_body_sent_on_and_parsed_again_is_the_same(body: dict[str, object]) -> None:
+    once = parse_object(json.dumps(body).encode())
+    sent_on = json.dumps(once, ensure_ascii=False, allow_nan=False).encode()
+    assert parse_object(sent_on) == once == body
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
