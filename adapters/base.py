@@ -92,7 +92,7 @@ def _digest_of(file: Path) -> str:
     with file.open("rb") as shard:
         prefix = shard.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        if length > min(size, MAX_HEADER_BYTES):
+        if length > min(size - 8, MAX_HEADER_BYTES):
             raise BadInput(f"{file.name} is not a safetensors file", hint="download the base again")
         digest = hashlib.sha256(prefix + shard.read(length))
         shard.seek(8 + length + max(0, size - 8 - length - SAMPLE_BYTES) // 2)

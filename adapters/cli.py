@@ -163,7 +163,7 @@ def retire(home: Home, version: str, why: str | None, no_wait: bool) -> None:
 
 
 def open_home(home: Home) -> tuple[Registry, Store]:
-    return Registry.open(home.registry_url), Store(home.store)
+    return Registry.open(home.registry_url), home.open_store()
 
 
 def find_version(registry: Registry, text: str) -> AdapterVersion:

@@ -9,22 +9,32 @@ from pathlib import Path
 
 import click
 
+from .remote import Remote
+from .store import Store
+
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """A home folder (0700) and the registry's URL: by default SQLite in that folder."""
+    """A home folder (0700), the registry's URL (by default SQLite in that folder), and where artifacts are kept.
+
+    With a `store_url` (fsspec), `store` in the home folder is its verified cache.
+    """
 
     folder: Path
     registry_url: str
+    store_url: str | None = None
 
     @classmethod
-    def at(cls, folder: str | Path, registry_url: str | None = None) -> Home:
+    def at(cls, folder: str | Path, registry_url: str | None = None, store_url: str | None = None) -> Home:
         path = Path(folder).expanduser().resolve()
-        return cls(path, registry_url or f"sqlite:///{path / 'registry.db'}")
+        return cls(path, registry_url or f"sqlite:///{path / 'registry.db'}", store_url)
 
     @property
     def store(self) -> Path:
         return self.folder / "store"
+
+    def open_store(self) -> Store:
+        return Store(self.store, Remote(self.store_url) if self.store_url else None)
 
     @property
     def fingerprints(self) -> Path:
@@ -37,8 +47,11 @@ def home_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option("--home", envvar="BRANCHLINE_HOME", default="~/.branchline", show_default=True, help="State folder.")
     @click.option("--registry", envvar="BRANCHLINE_REGISTRY", default=None, help="Registry URL [default: in the home].")
+    @click.option(
+        "--store", envvar="BRANCHLINE_STORE", default=None, help="Artifacts, any fsspec URL [default: in the home]."
+    )
     @functools.wraps(command)
-    def with_home(home: str, registry: str | None, **kwargs: object) -> None:
-        command(Home.at(home, registry), **kwargs)
+    def with_home(home: str, registry: str | None, store: str | None, **kwargs: object) -> None:
+        command(Home.at(home, registry, store), **kwargs)
 
     return with_home

@@ -19,10 +19,10 @@ from .check import FILES
 from .errors import BadInput, NotFound, StoreCorrupted
 from .evidence import Evidence, parse_evidence
 from .files import copy_file, make_folder, sync, write_atomically
+from .remote import MANIFEST_FILE, Remote
 from .rows import sha256_file, sha256_json
 from .types import AdapterVersion, Manifest, RouteName, parse_route_name
 
-MANIFEST_FILE = "manifest.json"
 _STAGING = ".staging"
 _ABANDONED_SECONDS = 24 * 3600.0
 _HEX = frozenset("0123456789abcdef")
@@ -39,10 +39,15 @@ def digest_of_files(files: Mapping[str, str]) -> str:
 
 
 class Store:
-    """Artifacts on a local file system. Safe for many processes: publication is a rename."""
+    """Artifacts on a local file system. Safe for many processes: publication is a rename.
 
-    def __init__(self, root: Path) -> None:
+    With a `remote`, the local file system is its verified cache: what is published goes there too, and what is asked
+    for and not here is fetched from there.
+    """
+
+    def __init__(self, root: Path, remote: Remote | None = None) -> None:
         self.root = root
+        self.remote = remote
 
     @contextlib.contextmanager
     def staged(self, source: Path, names: Sequence[str] = FILES) -> Iterator[Path]:
@@ -70,6 +75,7 @@ class Store:
     def manifest(self, route: str, digest: str) -> Manifest:
         """The manifest of a published version; raises `NotFound`, or `StoreCorrupted` where it cannot be read."""
         path = self.folder(route, digest) / MANIFEST_FILE
+        self._fetch(path.parent)
         try:
             manifest = parse_manifest(json.loads(path.read_bytes()))
         except FileNotFoundError:
@@ -82,12 +88,17 @@ class Store:
 
     def verify(self, route: str, digest: str) -> Manifest:
         """Hash a version's files against its manifest and its digest; raises `StoreCorrupted` naming what differs."""
-        manifest = self.manifest(route, digest)
-        folder = self.folder(route, digest)
-        faults = [fault for name in manifest.files if (fault := _file_fault(folder / name, manifest.files[name]))]
+        faults = self._faults(route, digest)
+        if faults and self.remote is not None:
+            self._fetch(self.folder(route, digest), again=True)
+            faults = self._faults(route, digest)
         if faults:
             raise StoreCorrupted(f"{route}/{digest[:16]}: {'; '.join(faults)}", hint=_MEND)
-        return manifest
+        return self.manifest(route, digest)
+
+    def _faults(self, route: str, digest: str) -> list[str]:
+        files, folder = self.manifest(route, digest).files, self.folder(route, digest)
+        return [fault for name in files if (fault := _file_fault(folder / name, files[name]))]
 
     def verify_version(self, version: AdapterVersion) -> None:
         """`verify`, and that the stored manifest says of the bytes what the registry says."""
@@ -103,12 +114,18 @@ class Store:
         make_folder(path.parent)
         if not path.exists() or sha256_file(path) != digest:
             write_atomically(path, content)
+        if self.remote is not None:
+            self.remote.put(content, self._key(path))
         return digest
 
     def evidence(self, route: str, digest: str) -> Evidence:
         """Evidence by digest, verified."""
+        path = self._evidence_path(route, digest)
+        if self.remote is not None and not path.exists() and (found := self.remote.get(self._key(path))) is not None:
+            make_folder(path.parent)
+            write_atomically(path, found)
         try:
-            raw = self._evidence_path(route, digest).read_bytes()
+            raw = path.read_bytes()
         except FileNotFoundError:
             raise NotFound(f"no stored evidence {digest[:16]} for {route}", hint="attach it again") from None
         if hashlib.sha256(raw).hexdigest() != digest:
@@ -123,6 +140,7 @@ class Store:
     def classifier_folder(self, digest: str) -> Path:
         """Where a published classifier lies; raises `NotFound`."""
         folder = self._classifier_path(digest)
+        self._fetch(folder)
         if not (folder / MANIFEST_FILE).exists():
             raise NotFound(f"no stored classifier {digest[:16]}", hint="fit and publish it again")
         return folder
@@ -137,8 +155,28 @@ class Store:
 
     def _place(self, target: Path, staged: Path, manifest: bytes) -> Path:
         make_folder(target.parent)
-        names = [file.name for file in staged.iterdir()]
         (staged / MANIFEST_FILE).write_bytes(manifest)
+        self._settle(target, staged)
+        if self.remote is not None:
+            self.remote.push(target, self._key(target))
+        return target
+
+    def _fetch(self, target: Path, *, again: bool = False) -> None:
+        """Bring a folder from the remote store where it is not here, or `again` where it is not intact."""
+        if self.remote is None or ((target / MANIFEST_FILE).exists() and not again):
+            return
+        with self.staged(target, ()) as staged:
+            if self.remote.pull(self._key(target), staged):
+                make_folder(target.parent)
+                self._settle(target, staged)
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    @staticmethod
+    def _settle(target: Path, staged: Path) -> None:
+        """Rename a complete folder to its place, or mend what differs in the one that is there."""
+        names = [file.name for file in staged.iterdir()]
         for file in staged.iterdir():
             file.chmod(0o400)
             sync(file)
@@ -148,9 +186,8 @@ class Store:
         except OSError:
             if not target.is_dir():
                 raise
-            _mend(target, staged, [*names, MANIFEST_FILE])
+            _mend(target, staged, names)
         sync(target.parent)
-        return target
 
 
 _MEND = "publish the same folder again, or retire the version"
