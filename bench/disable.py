@@ -73,7 +73,7 @@ def main() -> None:
 
 def prepare(home: Home) -> None:
     """Two routes with a live version each, and a classifier that tells them apart."""
-    registry, store = Registry.open(home.registry_url), Store(home.store)
+    registry, store = Registry.open(home.registry_url), home.open_store()
     for name, texts in EXAMPLES.items():
         registry.create_route(name)
         add_examples(registry, name, texts, source="bench")

@@ -102,7 +102,7 @@ async def run_gateway(
 ) -> None:
     """Engine up, catalog following, then HTTP until SIGINT or SIGTERM; running answers get `GRACE_SECONDS`."""
     telemetry = Telemetry(settings.decision_log)
-    catalog = Catalog(registry, Store(settings.home.store), engine, _load, gateway_id())
+    catalog = Catalog(registry, settings.home.open_store(), engine, _load, gateway_id())
     dispatcher = Dispatcher(catalog, engine, telemetry, allow_unreleased=settings.allow_unreleased)
     app = create_app(Parts(catalog, engine, dispatcher, gatekeeper, telemetry, settings.max_body_bytes))
     server = _Server(

@@ -121,7 +121,7 @@ def _key() -> Iterator[Finding]:
 
 def _registry(home: Home) -> Iterator[Finding]:
     registry = Registry.open(home.registry_url)
-    store = Store(home.store)
+    store = home.open_store()
     yield Finding("registry", "ok", f"serial {registry.serial()}, {len(registry.routes())} routes")
     versions = [one for one in registry.versions() if one.number not in registry.route(one.route).retired]
     for one in versions:
