@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
@@ -138,3 +139,9 @@ def make_evidence(weights_digest: str, base_fingerprint: str, **changes: Any) ->
 
 def _normal(random: np.random.Generator, *shape: int) -> Array:
     return random.standard_normal(shape).astype("<f4")
+
+
+def memory_folder() -> Path | None:
+    """Where files lie in memory, for tests that write very often; `None` (the usual place) where there is none."""
+    folder = Path("/dev/shm")  # noqa: S108  # only temporary folders of our own are made in it
+    return folder if folder.is_dir() and os.access(folder, os.W_OK) else None

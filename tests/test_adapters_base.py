@@ -120,7 +120,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(folder: Path, tmp_path: 
 
 
 def test_what_is_no_base_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="neither a folder nor in the local hub cache|no base folder"):
+    with pytest.raises(NotFound, match=r"neither a folder nor in the local hub cache|no base folder"):
         find_base(str(tmp_path / "none"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="empty is not a model folder"):

