@@ -165,14 +165,17 @@ class Catalog:
 
     def _settle(self, route: _Route) -> None:
         """Put in force what may answer now; what is wanted, if it is resident, at once."""
-        wanted = route.wanted
+        wanted, before = route.wanted, route.in_force
         if wanted is None or self._residency.has(route.versions[wanted]):
             route.in_force, route.serial, route.problem = wanted, route.wanted_serial, None
         elif route.in_force in route.dropped | route.state.retired:
             route.in_force = None
+        if before is not None and before != route.in_force:
+            self._residency.release(route.versions[before])
 
     def _is_kept(self, version: AdapterVersion) -> bool:
-        return version.number in self._routes[version.route].kept_warm
+        route = self._routes[version.route]
+        return version.number in (*route.kept_warm, route.in_force)
 
     def _publish(self, serial: int, changed: Iterable[_Route] = ()) -> None:
         """Swap the snapshot and tell the fleet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import assume, given
@@ -175,7 +176,7 @@ def routes(draw: st.DrawFn, name: str) -> RouteInForce:
     wanted = draw(st.sampled_from([None, *servable])) if enabled else None
     in_force = draw(st.sampled_from([None, *servable])) if wanted else None
     versions = {n: version(n, released=released[n], retired=retired[n], route=name) for n in numbers}
-    on_disabled = draw(st.sampled_from(["base", "error"]))
+    on_disabled = draw(st.sampled_from(get_args(OnDisabled)))
     return RouteInForce(name, enabled, on_disabled, wanted, in_force, draw(st.integers(0, 99)), versions)
 
 
