@@ -57,7 +57,7 @@ def execute(values: Mapping[str, object], out: Path, watcher: Watcher | None = N
     identity = identity_of(config, base)
     folder = RunFolder(out)
     assert folder.finished(identity) is None
-    with folder.claimed(identity):
+    with folder.locked():
         return prepare(config, base, identity, folder, watcher or Watcher()).execute()
 
 
@@ -170,8 +170,9 @@ def test_a_damaged_state_is_refused_and_left_alone(files: Files, tmp_path: Path)
 
 def test_a_folder_with_another_runs_work_or_a_running_one_is_refused(files: Files, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "out")
-    with folder.claimed("a" * 64):
-        with pytest.raises(FolderOccupied, match="another process"), folder.claimed("a" * 64):
+    with folder.locked():
+        folder.claim("a" * 64)
+        with pytest.raises(FolderOccupied, match="another process"), folder.locked():
             pass
         with pytest.raises(FolderOccupied, match="other settings"):
             folder.finished("b" * 64)

@@ -125,7 +125,7 @@ def execute(config: TrainConfig, base: Base, identity: str, folder: RunFolder) -
     quiet_libraries()
     from .run import prepare
 
-    with folder.claimed(identity), Terminal().listening() as terminal:
+    with folder.locked(), Terminal().listening() as terminal:
         return prepare(config, base, identity, folder, terminal).execute()
 
 
@@ -173,7 +173,8 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except ConfigInvalid as error:
-        raise click.UsageError(str(error)) from error
+        note(f"branchline: {error}")
+        raise click.exceptions.Exit(2) from error
     except Interrupted as error:
         note(f"branchline: {error}")
         raise click.exceptions.Exit(130) from error

@@ -64,8 +64,8 @@ class RunFolder:
         return claims[0]
 
     @contextlib.contextmanager
-    def claimed(self, identity: str) -> Iterator[None]:
-        """Hold the folder for this process and this identity; the lock goes with the process, however it ends."""
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; the lock goes with the process, however it ends."""
         self.work.mkdir(parents=True, exist_ok=True)
         with (self.work / "lock").open("w") as lock:
             try:
@@ -74,8 +74,11 @@ class RunFolder:
                 raise FolderOccupied(
                     f"another process is training in {self.out.name}", hint="wait for it, or give another --out"
                 ) from error
-            write_json(self.work / "run.json", {"identity": identity})
             yield
+
+    def claim(self, identity: str) -> None:
+        """Say whose work this is. Called once the run's files are known to be good: bad ones leave no claim."""
+        write_json(self.work / "run.json", {"identity": identity})
 
     def finish(self, summary: Mapping[str, object]) -> None:
         """Say that the run is done, then drop what only a running one needs."""

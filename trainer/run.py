@@ -166,6 +166,7 @@ def prepare(config: TrainConfig, base: Base, identity: str, folder: RunFolder, o
     task = read_task(config, loaded)
     for reason, count in task.train.skipped.items():
         observer.say(f"left out {count} rows of {config.data.name}: {reason}")
+    folder.claim(identity)
     torch.manual_seed(config.seed)
     shape = LoraShape(config.rank, config.alpha, config.targets, config.dropout, config.rslora)
     model = add_lora(loaded, shape)
