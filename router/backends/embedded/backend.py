@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,8 @@ class EmbeddedBackend:
     """Keeps the contract of `Backend`. `device` defaults to the GPU where there is one.
 
     At most `max_rows` sequences are decoded at once and `max_waiting` queue behind them. `threads` is how many CPU
-    threads a forward uses (torch's own choice by default); one is best where other programs need the cores.
+    threads a forward uses: by default all cores but one, which the event loop needs (a forward whose threads wait for
+    a core that is taken is many times slower).
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class EmbeddedBackend:
             functools.partial(_deliver, asyncio.get_running_loop()),
             max_rows=self._max_rows,
             max_waiting=self._max_waiting,
-            threads=self._threads,
+            threads=self._threads or max(1, (os.cpu_count() or 1) - 1),
         )
         self._decoder.start()
         try:

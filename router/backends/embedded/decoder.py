@@ -30,9 +30,7 @@ Deliver = Callable[[list[tuple[Job, Item]]], None]
 class Decoder:
     """At most `max_rows` jobs in the batch, `max_waiting` in the queue; `deliver` runs on the decoder's thread."""
 
-    def __init__(
-        self, engine: Engine, deliver: Deliver, *, max_rows: int, max_waiting: int, threads: int | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, deliver: Deliver, *, max_rows: int, max_waiting: int, threads: int) -> None:
         self._engine = engine
         self._deliver = deliver
         self._max_rows = max_rows
@@ -86,8 +84,7 @@ class Decoder:
     def _run(self) -> None:
         reason = "the engine was stopped"
         try:
-            if self._threads is not None:
-                torch.set_num_threads(self._threads)
+            torch.set_num_threads(min(self._threads, torch.get_num_threads()))
             with torch.inference_mode():
                 while self._has_work():
                     self._drop_cancelled()
