@@ -23,7 +23,9 @@ from tests.classifier_rows import base_rows, routes_rows
 
 TEXTS = [row.text for row in routes_rows(10) + base_rows()] + ["Привет, как дела? 你好 世界", "a-b  c\td", "don't STOP"]
 FITTED = fit_features(TEXTS, [True] * len(TEXTS))
-WORDS = TfidfVectorizer(preprocessor=clip, token_pattern=r"\w+", ngram_range=(1, 2), sublinear_tf=True).fit(TEXTS)
+WORDS = TfidfVectorizer(preprocessor=clip, token_pattern=r"\w+|[^\w\s]", ngram_range=(1, 2), sublinear_tf=True).fit(
+    TEXTS
+)
 CHARACTERS = TfidfVectorizer(preprocessor=clip, analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True).fit(TEXTS)
 
 anything = st.one_of(

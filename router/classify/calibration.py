@@ -18,6 +18,7 @@ from .abstain import (
     conformal_threshold,
     decision_scores,
     separating_threshold,
+    widen,
 )
 from .classifier import BASE
 from .features import Features
@@ -68,7 +69,7 @@ class Abstention:
 
 
 def learn_abstention(rows: Calibration, coverage: float) -> Abstention:
-    """Temperature, score and threshold.
+    """Temperature, score and threshold; the threshold is lowered into the gap above the negatives, where there is one.
 
     With too few rows for `coverage` the threshold is what separates in-scope rows from negatives best, and
     without negatives the smallest score of an in-scope row: n rows then promise a coverage of n / (n + 1).
@@ -78,11 +79,13 @@ def learn_abstention(rows: Calibration, coverage: float) -> Abstention:
     name = choose_score(rows.logits, negative, temperature, rows.base)
     scores = decision_scores(name, rows.logits, temperature, rows.base)
     in_scope, negatives = scores[~negative], scores[negative]
+    if not len(in_scope):
+        return Abstention(temperature, name, threshold=None, holds=False)
     threshold = conformal_threshold(in_scope, coverage)
-    if threshold is not None or not len(in_scope):
-        return Abstention(temperature, name, threshold, threshold is not None)
-    lowest = separating_threshold(in_scope, negatives) if len(negatives) else float(in_scope.min())
-    return Abstention(temperature, name, lowest, False)
+    holds = threshold is not None
+    if threshold is None:
+        threshold = separating_threshold(in_scope, negatives) if len(negatives) else float(in_scope.min())
+    return Abstention(temperature, name, widen(threshold, negatives), holds)
 
 
 def apply(features: Features, head: Head, rows: Sequence[LabelledText]) -> Calibration:

@@ -1,7 +1,8 @@
 """Text to sparse features: TF-IDF over words and over characters, two blocks side by side.
 
-Words: 1- and 2-grams of `\\w+`. Characters: 2- to 5-grams inside padded words (`char_wb`). Weight of a term:
-(1 + ln tf) · idf with idf = ln((1 + n) / (1 + df)) + 1. Each block is divided by its Euclidean length,
+Words: 1- and 2-grams of `\\w+` and of single punctuation marks, which tell a table, a quote or a call apart.
+Characters: 2- to 5-grams inside padded words (`char_wb`). Weight of a term: (1 + ln tf) · idf with
+idf = ln((1 + n) / (1 + df)) + 1. Each block is divided by its Euclidean length,
 *terms no example has included* (their df is 0): a text that is mostly unknown gets small features and so small
 scores, where plain TF-IDF would blow up the little it knows. Where every term is known the result is
 scikit-learn's `TfidfVectorizer(sublinear_tf=True)` (tested), in a fraction of its time for one text.
@@ -26,7 +27,7 @@ Indices = npt.NDArray[np.int64]
 HEAD_CHARACTERS = 2_000
 TAIL_CHARACTERS = 2_000
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def clip(text: str) -> str:
 
 
 def word_terms(text: str) -> list[str]:
-    """Words and pairs of neighbouring words of a clipped text."""
+    """Words, punctuation marks and pairs of neighbours of a clipped text."""
     words = _WORD.findall(text)
     return words + [f"{first} {second}" for first, second in itertools.pairwise(words)]
 
