@@ -19,7 +19,6 @@ import uvicorn
 from adapters.home import Home, home_options
 from adapters.output import note
 from adapters.registry import Registry
-from adapters.store import Store
 
 from .app import Parts, create_app
 from .auth import Gatekeeper

@@ -40,6 +40,11 @@ class Dispatcher:
         self._allow_unreleased = allow_unreleased
         self._unreleased = 0
 
+    @property
+    def unreleased(self) -> int:
+        """How many requests for versions never live are waiting or being answered."""
+        return self._unreleased
+
     async def answer(self, request: ClientRequest, request_id: str) -> Answer:
         """Decide and open the engine. Raises what `decide` and `Backend.open` raise, before any byte went out.
 

@@ -75,7 +75,7 @@ class Residency:
         """Verify the stored bytes, then have the engine load and prove them; returns what went wrong."""
         try:
             self._require_own_base(version)
-            await asyncio.to_thread(self._store.verify, version.route, version.digest)
+            await asyncio.to_thread(self._store.verify_version, version)
             await self._backend.load(version, self._store.folder(version.route, version.digest))
         except BranchlineError as error:
             return error.message

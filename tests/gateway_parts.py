@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import uvicorn
 
 from adapters.base import Base, find_base
 from adapters.classifiers import publish_classifier
@@ -16,13 +20,16 @@ from adapters.publish import publish_folder
 from adapters.registry import Registry
 from adapters.store import Store
 from adapters.types import AdapterVersion, ClassifierVersion
+from router.app import Parts, create_app
+from router.auth import Gatekeeper
 from router.backends.echo import EchoBackend
 from router.catalog import Catalog, LoadClassifier
 from router.classify.artifact import save_classifier
 from router.classify.fit import fit_classifier
 from router.classify.loader import load_classifier
+from router.cli import listen
 from router.dispatch import Dispatcher
-from router.errors import AdapterUnavailable
+from router.errors import AdapterUnavailable, EngineFailed
 from router.policy import NotScored, decide
 from router.telemetry import Telemetry
 from router.types import Call, Decision, Endpoint, Reply
@@ -82,16 +89,25 @@ class Script:
 
 
 class ScriptedEngine(EchoBackend):
-    """The echo engine with loads, and single tokens, under the test's control."""
+    """The echo engine with its loads and its answers under the test's control.
+
+    An answer waits before piece `pause_before` until `resume`, and breaks as `breaks_with` says at piece `break_at`:
+    with an error, or (`StopAsyncIteration`) by ending too early.
+    """
 
     def __init__(self, base: Base, *, fingerprint: str | None = None) -> None:
         super().__init__(base.id, base_fingerprint=fingerprint or base.fingerprint)
         self.script = Script()
-        self.failing_after: int | None = None
-        self.crashing_after: int | None = None
-        self.opened: list[Call] = []
-        self.pause = asyncio.Event()
-        self.pause.set()
+        self.pause_before: int | None = None
+        self.break_at: int | None = None
+        self.breaks_with: BaseException = EngineFailed("the engine died")
+        self.resumed = asyncio.Event()
+
+    def obey(self) -> None:
+        """Forget everything that answers were told to do."""
+        self.pause_before, self.break_at = None, None
+        self.resumed.set()
+        self.resumed = asyncio.Event()
 
     async def load(self, version: AdapterVersion, folder: Path) -> None:
         ref = str(version.ref)
@@ -109,8 +125,27 @@ class ScriptedEngine(EchoBackend):
         await super().unload(engine_name)
 
     async def open(self, call: Call) -> Reply:
-        self.opened.append(call)
-        return await super().open(call)
+        reply = await super().open(call)
+        return Reply(_Scripted(reply.body, self), reply.content_type)
+
+
+class _Scripted(AsyncIterator[bytes]):
+    def __init__(self, body: AsyncIterator[bytes], engine: ScriptedEngine) -> None:
+        self._body = body
+        self._engine = engine
+        self._pieces = 0
+
+    async def __anext__(self) -> bytes:
+        if self._pieces == self._engine.break_at:
+            await self.aclose()
+            raise self._engine.breaks_with
+        if self._pieces == self._engine.pause_before:
+            await self._engine.resumed.wait()
+        self._pieces += 1
+        return await anext(self._body)
+
+    async def aclose(self) -> None:
+        await self._body.aclose()  # type: ignore[attr-defined]  # AsyncIterator's type has no aclose, every body does
 
 
 @dataclass(slots=True)
@@ -172,6 +207,7 @@ async def running(
     read_classifier: LoadClassifier = lambda folder, digest: load_classifier(folder, digest=digest),
     allow_unreleased: bool = False,
     settle: bool = True,
+    decision_log: Path | None = None,
 ) -> AsyncIterator[Gateway]:
     """A gateway on `home`, after promoting `live` in that order."""
     registry = Registry.open(home.registry_url)
@@ -179,7 +215,7 @@ async def running(
     store = Store(home.store)
     engine = engine or ScriptedEngine(base)
     catalog = Catalog(journal, store, engine, read_classifier, "gateway-under-test")
-    telemetry = Telemetry()
+    telemetry = Telemetry(decision_log)
     dispatcher = Dispatcher(catalog, engine, telemetry, allow_unreleased=allow_unreleased)
     gateway = Gateway(home, registry, store, engine, catalog, telemetry, dispatcher)
     for route, number in live:
@@ -193,8 +229,75 @@ async def running(
     finally:
         await catalog.stop()
         await engine.stop()
+        telemetry.close()
         registry.close()
         journal.close()
+
+
+class Served:
+    """A gateway on a real socket, on an event loop in a thread of its own; enter it to start, leave it to stop."""
+
+    def __init__(self, home: Home, base: Base, gatekeeper: Gatekeeper, **options: Any) -> None:
+        self._home = home
+        self._base = base
+        self._gatekeeper = gatekeeper
+        self._options = options
+        self._max_body_bytes: int = options.pop("max_body_bytes", 8 * 1024 * 1024)
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+        self._server: uvicorn.Server | None = None
+        self.gateway: Gateway
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def engine(self) -> ScriptedEngine:
+        return self.gateway.engine
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        asyncio.run(self.gateway.until(condition, what))
+
+    def call(self, act: Callable[[], object]) -> None:
+        """Do something on the gateway's event loop, and wait for it."""
+
+        async def acting() -> None:
+            act()
+
+        asyncio.run_coroutine_threadsafe(acting(), self._loop).result(DEADLINE)
+
+    def obey(self) -> None:
+        self.call(self.engine.obey)
+
+    def __enter__(self) -> Served:
+        self._thread.start()
+        assert self._started.wait(DEADLINE)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.should_exit = True
+        self._thread.join(DEADLINE)
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        async with running(self._home, self._base, **self._options) as gateway:
+            self.gateway = gateway
+            parts = Parts(
+                gateway.catalog,
+                gateway.engine,
+                gateway.dispatcher,
+                self._gatekeeper,
+                gateway.telemetry,
+                self._max_body_bytes,
+            )
+            with listen("127.0.0.1", 0) as bound:
+                self.port = bound.getsockname()[1]
+                self._server = uvicorn.Server(uvicorn.Config(create_app(parts), log_config=None, access_log=False))
+                self._started.set()
+                await self._server.serve([bound])
 
 
 def classifier_versions(home: Home) -> list[ClassifierVersion]:
