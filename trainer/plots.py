@@ -53,7 +53,7 @@ def learning_curve(losses: Sequence[float], candidates: Sequence[Candidate], cho
         right.plot(steps, scores, "o-", color=ADAPTER, label="adapter")
         right.plot([chosen], [scores[steps.index(chosen)]], "o", ms=13, mfc="none", mec=ADAPTER, label="chosen")
         right.set(xlabel="step", ylabel=candidates[0].target.metric.replace("_", " "), ylim=(-0.03, 1.05))
-        right.legend(loc="lower right")
+        right.legend(loc="best")
         return _svg(figure)
 
 
@@ -70,10 +70,10 @@ def target_scores(target: Evaluation) -> str:
         axes = figure.subplots()
         for height, (_, colour, scores) in enumerate(reversed(rows)):
             _whisker(axes, height, Interval.of(scores), colour, "{:.1%}", inside=(0.0, 1.0))
-        axes.set(xlim=(-0.02, 1.12), xlabel=target.metric.replace("_", " "))
+        axes.set(xlim=(-0.02, 1.05), xlabel=target.metric.replace("_", " "))
         axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
         axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if value <= 1 else "")
+        axes.set_xticks([tenth / 10 for tenth in range(0, 11, 2)], [f"{10 * tenth} %" for tenth in range(0, 11, 2)])
         return _svg(figure)
 
 
