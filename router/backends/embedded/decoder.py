@@ -38,6 +38,7 @@ class Decoder:
         self._threads = threads
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
+        self._open: set[Job] = set()
         self._stopping = False
         self._rows: list[Row] = []
         self._cache = SlotCache(engine.device)
@@ -51,8 +52,8 @@ class Decoder:
 
     @property
     def running(self) -> int:
-        """Jobs in the batch or the queue."""
-        return len(self._rows) + len(self._waiting)
+        """Jobs that are in the batch, in the queue or between the two."""
+        return len(self._open)
 
     def start(self) -> None:
         self._thread.start()
@@ -75,6 +76,7 @@ class Decoder:
                 raise EngineOverloaded(
                     f"{self._max_rows} requests are being answered and {self._max_waiting} wait; try again later"
                 )
+            self._open.update(jobs)
             if urgent:
                 self._waiting.extendleft(jobs)
             else:
@@ -105,9 +107,11 @@ class Decoder:
 
     def _drop_cancelled(self) -> None:
         with self._changed:
-            self._waiting = deque(job for job in self._waiting if not job.cancelled)
+            gone = {job for job in self._open if job.cancelled}
+            self._waiting = deque(job for job in self._waiting if job not in gone)
+            self._open -= gone
         for index in reversed(range(len(self._rows))):
-            if self._rows[index].job.cancelled:
+            if self._rows[index].job in gone:
                 self._remove(index)
 
     def _admit(self) -> None:
@@ -170,6 +174,9 @@ class Decoder:
 
     def _hand_over(self) -> None:
         outbox, self._outbox = self._outbox, []
+        ended = {job for job, item in outbox if isinstance(item, EngineFailed) or item.finish_reason}
+        with self._changed:
+            self._open -= ended
         if outbox:
             self._deliver(outbox)
 
