@@ -163,7 +163,12 @@ def retire(home: Home, version: str, why: str | None, no_wait: bool) -> None:
 
 
 def open_home(home: Home) -> tuple[Registry, Store]:
-    return Registry.open(home.registry_url), home.open_store()
+    """Registry and store of a home; inside a command the registry is closed when that ends."""
+    registry = Registry.open(home.registry_url)
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.call_on_close(registry.close)
+    return registry, home.open_store()
 
 
 def find_version(registry: Registry, text: str) -> AdapterVersion:

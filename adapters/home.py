@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from sqlalchemy import URL
 
 from .remote import Remote
 from .store import Store
@@ -27,7 +28,8 @@ class Home:
     @classmethod
     def at(cls, folder: str | Path, registry_url: str | None = None, store_url: str | None = None) -> Home:
         path = Path(folder).expanduser().resolve()
-        return cls(path, registry_url or f"sqlite:///{path / 'registry.db'}", store_url)
+        here = URL.create("sqlite", database=str(path / "registry.db"))  # a folder's name may hold "?" or "%"
+        return cls(path, registry_url or here.render_as_string(), store_url)
 
     @property
     def store(self) -> Path:

@@ -176,7 +176,7 @@ class Store:
     @staticmethod
     def _settle(target: Path, staged: Path) -> None:
         """Rename a complete folder to its place, or mend what differs in the one that is there."""
-        names = [file.name for file in staged.iterdir()]
+        names = sorted((file.name for file in staged.iterdir()), key=lambda name: name == MANIFEST_FILE)
         for file in staged.iterdir():
             file.chmod(0o400)
             sync(file)

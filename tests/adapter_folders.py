@@ -99,7 +99,7 @@ def bf16(values: Array) -> Array:
 
 
 def make_adapter(
-    folder: Path, base_name: str, *, tensors: Mapping[str, Array] | None = None, seed: int = 1, **changes: object
+    folder: Path, base_name: str, *, tensors: Mapping[str, Array] | None = None, seed: int = 1, **changes: Any
 ) -> Path:
     """A PEFT folder that passes; `changes` go over its config, `tensors` replace its weights."""
     folder.mkdir(parents=True)

@@ -96,7 +96,12 @@ def test_the_cache_spares_reading_and_is_void_as_soon_as_a_file_changes(
     first = find_base(str(folder), cache=cache).fingerprint
     reads: list[Path] = []
     real = base_module._digest_of
-    monkeypatch.setattr(base_module, "_digest_of", lambda file: (reads.append(file), real(file))[1])
+
+    def digest_of(file: Path) -> str:
+        reads.append(file)
+        return real(file)
+
+    monkeypatch.setattr(base_module, "_digest_of", digest_of)
     assert find_base(str(folder), cache=cache).fingerprint == first
     assert reads == []
     config = folder / "config.json"

@@ -10,6 +10,7 @@ import tempfile
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("changes", "expected"), REFUSED, ids=[expected for _, expected in REFUSED])
 def test_a_config_that_is_not_plain_lora_on_this_base_is_refused(
-    tmp_path: Path, base: Base, changes: dict[str, object], expected: str
+    tmp_path: Path, base: Base, changes: dict[str, Any], expected: str
 ) -> None:
     found = problems_of(make_adapter(tmp_path / "a", "pocket", **changes), base)
     assert any(expected in problem for problem in found)
@@ -133,7 +134,7 @@ def test_everything_wrong_with_a_folder_is_said_at_once(tmp_path: Path, base: Ba
     tensors[weight(Q0, "A")][0, 0] = np.nan
     tensors[weight(V0, "B")] = np.ones((OUT + 1, RANK), "<f4")
     tensors["base_model.model.lm_head.modules_to_save.weight"] = np.ones(1, "<f4")
-    changes: dict[str, object] = {
+    changes: dict[str, Any] = {
         "use_dora": True, "bias": "all", "lora_bias": True, "modules_to_save": ["lm_head"], "r": 99,
         "init_lora_weights": "olora", "layer_replication": [[0, 1]], "base_model_name_or_path": "x/y",
         "alora_invocation_tokens": [1], "rank_pattern": {"v_proj": 17}, "target_modules": ["q_proj", "v_proj", "k"],
@@ -490,7 +491,7 @@ def test_a_mutated_good_file_never_breaks_the_reader(
 
 @given(fields=st.dictionaries(st.sampled_from(sorted(adapter_config(""))), JSON, max_size=4))
 @settings(max_examples=150, deadline=None)
-def test_a_config_of_strange_values_passes_or_is_a_bad_adapter(base: Base, fields: dict[str, object]) -> None:
+def test_a_config_of_strange_values_passes_or_is_a_bad_adapter(base: Base, fields: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as parent:
         folder = make_adapter(Path(parent) / "a", "pocket", **fields)
         with contextlib.suppress(BadAdapter):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from sqlalchemy import event
+from sqlalchemy import event, select
 from sqlalchemy.dialects import postgresql
 
 from adapters import schema
@@ -614,13 +614,13 @@ def test_sqlite_is_durable_and_overwrites_what_is_deleted(registry: Registry) ->
 def test_a_reader_sees_one_moment_while_a_writer_commits(registry: Registry) -> None:
     other = Registry.open(str(registry.engine.url), actor="other")
     with registry.reading() as connection:
-        before = connection.execute(schema.select(schema.registry.c.serial)).scalar_one()
+        before = connection.execute(select(schema.registry.c.serial)).scalar_one()
         other.disable("sql")
-        assert connection.execute(schema.select(schema.registry.c.serial)).scalar_one() == before
+        assert connection.execute(select(schema.registry.c.serial)).scalar_one() == before
     assert registry.serial() == before + 1
     other.close()
 
 
 def test_on_postgresql_a_writer_locks_the_registrys_row() -> None:
-    query = schema.select(schema.registry.c.serial).with_for_update()
+    query = select(schema.registry.c.serial).with_for_update()
     assert str(query.compile(dialect=postgresql.dialect())).endswith("FOR UPDATE")  # type: ignore[no-untyped-call]

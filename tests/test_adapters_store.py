@@ -17,7 +17,8 @@ from adapters.errors import BadAdapter, BadInput, BranchlineError, InvalidName, 
 from adapters.promotion import promote
 from adapters.publish import Provenance, Published, attach_evidence, publish_folder
 from adapters.registry import Registry
-from adapters.store import MANIFEST_FILE, Store, manifest_to_json, parse_manifest, weights_digest
+from adapters.remote import MANIFEST_FILE
+from adapters.store import Store, manifest_to_json, parse_manifest, weights_digest
 from adapters.types import RouteName
 from tests.adapter_folders import evaluation, make_adapter, make_base, make_evidence
 
