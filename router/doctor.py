@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 import click
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from adapters.base import find_base
 from adapters.classifiers import live_classifier
@@ -70,9 +72,19 @@ def examine(home: Home, base: str | None) -> list[Finding]:
         "key": _key,
         "base": lambda: _base(home, base),
     }
-    if home.folder.exists():  # looking must not make a registry where there is none
+    if _has_registry(home):  # looking must not make one where there is none
         checks["registry"] = lambda: _registry(home)
+        checks["classifier"] = lambda: _classifier(home)
+        checks["gateways"] = lambda: _gateways(home)
     return [finding for what, check in checks.items() for finding in _guarded(what, check)]
+
+
+def _has_registry(home: Home) -> bool:
+    try:
+        url = make_url(home.registry_url)
+    except ArgumentError:
+        return True  # opening it says what is wrong with it
+    return url.get_backend_name() != "sqlite" or Path(url.database or "").exists()
 
 
 def _guarded(what: str, check: Check) -> Iterator[Finding]:
@@ -123,24 +135,37 @@ def _registry(home: Home) -> Iterator[Finding]:
     registry = Registry.open(home.registry_url)
     store = home.open_store()
     yield Finding("registry", "ok", f"serial {registry.serial()}, {len(registry.routes())} routes")
-    versions = [one for one in registry.versions() if one.number not in registry.route(one.route).retired]
-    for one in versions:
+    for one in _servable(registry):
         yield from _guarded(f"version {one.ref}", partial(_version, store, one))
+
+
+def _servable(registry: Registry) -> list[AdapterVersion]:
+    retired = {state.name: state.retired for state in registry.routes()}
+    return [one for one in registry.versions() if one.number not in retired[one.route]]
+
+
+def _classifier(home: Home) -> Iterator[Finding]:
+    registry = Registry.open(home.registry_url)
     live = live_classifier(registry)
     if live is None:
         yield Finding("classifier", "note", "none is live: `auto` goes to the base")
     else:
-        loaded = load_classifier(store.classifier_folder(live.digest), digest=live.digest)
+        loaded = load_classifier(home.open_store().classifier_folder(live.digest), digest=live.digest)
         yield Finding("classifier", "ok", f"{live.number} ({live.digest[:16]}), {len(loaded.routes)} routes")
         unknown = set(loaded.routes) - {state.name for state in registry.routes()}
         if unknown:
             yield Finding("classifier", "problem", f"knows routes that do not exist: {', '.join(sorted(unknown))}")
+
+
+def _gateways(home: Home) -> Iterator[Finding]:
+    registry = Registry.open(home.registry_url)
     for row in registry.gateways():
         age = time.time() - row.last_seen
-        state = "alive" if age < ALIVE_SECONDS else f"last seen {age:.0f} s ago"
-        yield Finding(f"gateway {row.gateway_id}", "ok", f"{state}, serial {row.serial}")
+        alive = age < ALIVE_SECONDS
+        state = "alive" if alive else f"last seen {age:.0f} s ago"
+        yield Finding(f"gateway {row.gateway_id}", "ok" if alive else "note", f"{state}, serial {row.serial}")
         for name, in_force in row.routes.items():
-            if in_force.problem:
+            if alive and in_force.problem:
                 yield Finding(f"gateway {row.gateway_id}", "problem", f"route {name}: {in_force.problem}")
 
 
@@ -154,6 +179,6 @@ def _base(home: Home, name: str | None) -> Iterator[Finding]:
         return
     base = find_base(name, cache=home.fingerprints)
     yield Finding("base", "ok", f"{base.id} ({base.fingerprint[:16]})")
-    for one in Registry.open(home.registry_url).versions() if home.folder.exists() else ():
+    for one in _servable(Registry.open(home.registry_url)) if _has_registry(home) else ():
         if one.manifest.base_fingerprint != base.fingerprint:
             yield Finding(f"version {one.ref}", "problem", f"belongs to another base ({one.manifest.base_id})")

@@ -1,0 +1,119 @@
+"""`branchline doctor` finds what is wrong with an installation, and goes on looking after the first fault."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from adapters.classifiers import promote_classifier
+from adapters.errors import BranchlineError
+from adapters.home import Home
+from adapters.registry import Registry
+from adapters.types import GatewayRow, InForce
+from router.doctor import Finding, doctor, examine
+from tests.gateway_parts import Stock, classifier_versions, make_stock
+from tests.tiny_model import make_base
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Stock:
+    return make_stock(tmp_path_factory.mktemp("stock"), versions=2)
+
+
+@pytest.fixture
+def home(stock: Stock, tmp_path: Path) -> Home:
+    copied = stock.copy(tmp_path / "home")
+    copied.folder.chmod(0o700)
+    registry = Registry.open(copied.registry_url)
+    registry.create_route("booking")  # the classifier knows it
+    promote_classifier(registry, 1)
+    registry.close()
+    return copied
+
+
+def problems(findings: list[Finding]) -> dict[str, str]:
+    return {one.what: one.found for one in findings if one.level == "problem"}
+
+
+def test_a_sound_installation_has_no_problem_and_exits_0(home: Home, stock: Stock) -> None:
+    done = CliRunner().invoke(doctor, ["--home", str(home.folder), "--base", str(stock.base.folder), "--json"])
+    assert done.exit_code == 0, done.output
+    found = {one["what"]: one for one in json.loads(done.output)}
+    assert problems([Finding(**one) for one in found.values()]) == {}
+    assert found["version sql@2"]["found"] == "intact"
+    assert found["classifier"]["level"] == "ok"
+    assert found["base"]["found"].startswith("tiny")
+
+
+def test_a_problem_is_shown_and_exits_1(home: Home) -> None:
+    home.folder.chmod(0o755)
+    done = CliRunner().invoke(doctor, ["--home", str(home.folder)])
+    assert isinstance(done.exception, BranchlineError)
+    assert "chmod 700" in done.output
+
+
+def test_every_fault_is_found_and_none_hides_another(home: Home, tmp_path: Path) -> None:
+    registry = Registry.open(home.registry_url)
+    registry.promote("sql", 1, forced="a test")
+    registry.beat(GatewayRow("g-1", time.time(), 3, {"sql": InForce(3, None, "the engine refuses it")}))
+    registry.close()
+    sql = registry.version("sql", 1)
+    weights = home.store / "sql" / sql.digest / "adapter_model.safetensors"
+    weights.chmod(0o600)
+    weights.write_bytes(b"x" + weights.read_bytes()[1:])
+    classifier = home.store / "classifier" / classifier_versions(home)[0].digest / "weights.npy"
+    classifier.unlink()
+    found = problems(examine(home, str(make_base(tmp_path / "other", seed=7))))
+    assert "was altered" in found["version sql@1"] or "another base" in found["version sql@1"]
+    assert "weights.npy" in found["classifier"]
+    assert found["gateway g-1"] == "route sql: the engine refuses it"
+    assert "belongs to another base" in found["version regex@1"]
+
+
+def test_a_retired_version_may_be_gone(home: Home) -> None:
+    registry = Registry.open(home.registry_url)
+    registry.retire("sql", 2)
+    folder = home.store / "sql" / registry.version("sql", 2).digest
+    registry.close()
+    folder.rename(folder.with_name("gone"))
+    assert problems(examine(home, None)) == {}
+
+
+def test_a_gateway_that_was_killed_is_no_problem_for_ever(home: Home) -> None:
+    registry = Registry.open(home.registry_url)
+    registry.beat(GatewayRow("g-1", time.time() - 3600, 3, {"sql": InForce(3, None, "long ago")}))
+    registry.close()
+    findings = examine(home, None)
+    assert problems(findings) == {}
+    assert [one.level for one in findings if one.what == "gateway g-1"] == ["note"]
+
+
+def test_looking_makes_nothing(tmp_path: Path) -> None:
+    absent = Home.at(tmp_path / "absent")
+    assert problems(examine(absent, None)) == {}
+    assert not absent.folder.exists()
+    tmp_path.chmod(0o700)
+    assert problems(examine(Home.at(tmp_path), None)) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["nonsense", "sqlite:////dev/null/registry.db", "postgresql+missing://x/y"])
+def test_a_registry_that_cannot_be_opened_is_a_problem_and_no_traceback(tmp_path: Path, url: str) -> None:
+    findings = examine(Home.at(tmp_path, url), None)
+    assert any(one.what == "python" for one in findings)
+    assert all("Traceback" not in one.found for one in findings)
+
+
+def test_a_base_that_is_none_is_a_problem(home: Home, tmp_path: Path) -> None:
+    assert "base" in problems(examine(home, str(tmp_path / "no-such-base")))
+
+
+def test_the_key_is_never_shown(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRANCHLINE_API_KEY", "k-0123456789abcdef")
+    findings = examine(home, None)
+    assert "k-0123456789abcdef" not in str(findings)
+    assert [one.level for one in findings if one.what == "key"] == ["ok"]
