@@ -62,7 +62,15 @@ def _phrases(split: Split) -> dict[str, set[str]]:
     sql, booking, regex = sql_phrases.BANKS[split], booking_phrases.BANKS[split], regex_phrases.BANKS[split]
     wordings: dict[str, Iterable[str]] = {
         "sql": (sql.column, sql.count, sql.aggregate, sql.equal, sql.compare),
-        "booking": (*booking.sentences, booking.who, booking.size, booking.when, booking.hour),
+        "booking": (
+            *booking.sentences,
+            booking.under,
+            booking.intro,
+            booking.size,
+            booking.count,
+            booking.when,
+            booking.hour,
+        ),
         "regex": (wording for wording, _ in regex.shapes),
     }
     return {bank: set().union(*map(all_wordings, texts)) for bank, texts in wordings.items()}
@@ -142,7 +150,7 @@ def test_pretraining_slots_hold_no_task_entity() -> None:
     assert reserved_words().isdisjoint(name.lower() for name in lexicon.names)
 
 
-def _fixed_windows(text: str, length: int = 4) -> set[tuple[str, ...]]:
+def _fixed_windows(text: str, length: int = 5) -> set[tuple[str, ...]]:
     """Runs of `length` words that contain no slot."""
     words = re.findall(r"\{\w+\}|[A-Za-z]+|\d+", text.lower())
     windows = (tuple(words[place : place + length]) for place in range(len(words) - length + 1))
@@ -192,7 +200,7 @@ def test_base_files_are_those_that_were_recorded() -> None:
 
 def test_generators_still_give_the_recorded_conversations(raw_tokenizer: Tokenizer) -> None:
     record = read_json(BASE / "DATA.json")
-    corpus = Corpus(raw_tokenizer, load_lexicon(), (), 0.0, record["settings"]["seed"])
+    corpus = Corpus(raw_tokenizer, load_lexicon(), (), 0.0, 1.0, record["settings"]["seed"])
     assert digest_chunk(make_chunk(corpus, 0, tokens=50_000)) == record["conversation_digest"]
 
 
@@ -201,7 +209,7 @@ def test_first_chunk_with_books_is_the_recorded_one(raw_tokenizer: Tokenizer) ->
     data = books_folder()
     paragraphs = load_paragraphs(data, record["settings"]["book_files"])
     corpus = Corpus(
-        raw_tokenizer, load_lexicon(), paragraphs, record["settings"]["prose_share"], record["settings"]["seed"]
+        raw_tokenizer, load_lexicon(), paragraphs, record["settings"]["prose_share"], 1.0, record["settings"]["seed"]
     )
     assert digest_chunk(make_chunk(corpus, 0)) == record["chunk_digests"][0]
 
@@ -275,7 +283,7 @@ def test_an_unknown_role_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_pretraining_documents_are_what_the_chat_template_gives(
     tokenizer: PreTrainedTokenizerFast, raw_tokenizer: Tokenizer
 ) -> None:
-    documents = draw_documents(Corpus(raw_tokenizer, load_lexicon(), (), 0.0, 0), 0)
+    documents = draw_documents(Corpus(raw_tokenizer, load_lexicon(), (), 0.0, 1.0, 0), 0)
     for document in (next(documents) for _ in range(50)):
         messages = [{"role": segment.role, "content": segment.text} for segment in document]
         encoded = encode_document(document, raw_tokenizer)

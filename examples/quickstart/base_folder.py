@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from .tokenizer import END, PAD, wrap_tokenizer
+from .tokenizer import END, PAD, token_id, wrap_tokenizer
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class TrainingRecord:
     """What DATA.json says about how the weights came to be."""
 
     settings: dict[str, Any]
+    history: list[dict[str, Any]]
     progress: dict[str, Any]
     loss: float
     held_out_exact_match: float
@@ -46,7 +47,8 @@ def build_model(vocabulary: int) -> LlamaForCausalLM:
         eos_token_id=1,
         pad_token_id=0,
     )
-    return LlamaForCausalLM(config)
+    model: LlamaForCausalLM = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    return model
 
 
 def digest_file(path: Path) -> str:
@@ -70,9 +72,11 @@ def write_base(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, reco
     folder.mkdir(parents=True, exist_ok=True)
     saved = build_model(tokenizer.get_vocab_size())
     saved.load_state_dict(model.state_dict())
-    saved.to(torch.bfloat16)
-    end, pad = tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)
-    saved.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad, do_sample=False, max_new_tokens=128)
+    torch.nn.Module.to(saved, torch.bfloat16)
+    end, pad = token_id(tokenizer, END), token_id(tokenizer, PAD)
+    saved.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        eos_token_id=end, pad_token_id=pad, do_sample=False, max_new_tokens=128
+    )
     saved.save_pretrained(folder)
     wrap_tokenizer(tokenizer).save_pretrained(folder)
     origin = {

@@ -7,66 +7,85 @@ from .entities import Split
 
 @dataclass(frozen=True)
 class BookingPhrases:
-    """Sentences with the parts `<who>`, `<size>`, `<when>`, `<hour>`, and the wordings of the parts with the slots
-    `{n}`, `{p}`, `{d}`, `{h}`.
+    """Sentences with the parts `<under>` ... `<hour>`, and the wordings of the parts.
+
+    The parts: `under` and `intro` name the guest `{n}` (beside a verb, or as a clause), `size` and `count` the
+    people `{p}` (as what is booked, or as who comes), `when` the day `{d}`, `hour` the time `{h}`.
     """
 
     sentences: tuple[str, ...]
-    who: str
+    under: str
+    intro: str
     size: str
+    count: str
     when: str
     hour: str
     endings: tuple[str, ...]
 
 
+_BOOK = (
+    "[book|reserve|please book|please reserve|get me|I need|I want|we need|we want|I would like|we would like|"
+    "can I book|could we have|"
+    "can you reserve|may I reserve|we want to book|I want to book|could you book us]"
+)
+
 BANKS: dict[Split, BookingPhrases] = {
     "train": BookingPhrases(
         sentences=(
-            "[book|reserve|I need|I want|we need|I would like|can I book|could we have|please book|get me|we "
-            "want to book|may I reserve] <size> <who> <when> <hour>",
-            "[book|reserve|please book|I want to book|can you reserve] <size> <when> <hour> <who>",
-            "<when> <hour>, <size>, <who>",
-            "<who>, <size> <when> <hour>",
-            "<size> <hour> <when>[, |; | - | ]<who>",
-            "<who>[,|:] <when> <hour>, <size>",
-            "<hour> <when>[, | ]<size>[, | ]<who>",
-            "[do you have|is there] <size> <when> <hour>? <who>",
-            "[hello|hi|good evening|good day], <who>. [I need|we would like|please book] <size> <hour> <when>",
+            f"{_BOOK} <size> <under> <when> <hour>",
+            f"{_BOOK} <size> <when> <hour> <under>",
+            f"{_BOOK} <size> <hour> <when>[.|,|;] <intro>",
+            f"<intro>[.|,|;] {_BOOK} <size> <when> <hour>",
+            "[hello|hi|good evening|good day], <intro>. [I need|we would like|please book] <size> <hour> <when>",
+            "[do you have|is there|have you got] <size> <when> <hour>? <intro>",
+            "<size> <under> <when> <hour>",
+            "<size> <hour> <when>[,|;] <under>",
+            "<when> <hour>, <count>, <under>",
+            "<count> <when> <hour>[,|;] <intro>",
+            "<intro>, <count> <hour> <when>",
+            "[there are|it is|that makes] <count> <when> <hour> <under>",
         ),
-        who="[under|under the name|in the name of|name is|name:|my name is|this is|the name is|with the name|"
-        "booked by|our name is|the name:] {n}",
-        size="[a table for {p}|table for {p}|a table for {p} people|{p} people|{p} guests|a party of {p}|{p} "
-        "persons|dinner for {p}|room for {p} people|a place for {p}|a booking for {p}|{p} seats|{p} of us]",
-        when="[on|this|next|for|coming|the coming|on the next|for this] {d}",
-        hour="[at|around|from|for|at about|by|starting at|for about] {h}",
+        under="[under|under the name|in the name of|with the name|by the name of|booked by|name:|guest:] {n}",
+        intro="[my name is|this is|the name is|our name is|I am|we are called|it is for] {n}",
+        size="[a table for {p}|a table for {p} people|a place for {p}|room for {p} people|dinner for {p}|seats "
+        "for {p}|a booking for {p}]",
+        count="[{p} people|{p} guests|a party of {p}|{p} persons|{p} of us]",
+        when="[on|this|next|for|on the coming|for this|on the next] {d}",
+        hour="[at|around|from|for|at about|by|starting at] {h}",
         endings=("", ".", "!", " please.", ", thanks.", ", please", " many thanks."),
     ),
     "select": BookingPhrases(
         sentences=(
-            "[save|keep] <size> [,|and] <when> <hour>. <who>",
-            "<who>. <size>. <when> <hour>",
-            "[we plan|we hope] to eat <when> <hour>. <size>, <who>",
+            "[save|keep] <size> <when> <hour>. <intro>",
+            "<intro>. <count>, <when> <hour>",
+            "[we plan|we hope] to eat <when> <hour>, <count>, <under>",
         ),
-        who="[write down|it goes to|our host is] {n}",
-        size="[a spot for {p} diners|chairs for {p}|{p} friends]",
-        when="[that is|meaning|come] {d},",
-        hour="[say|roughly|near] {h}",
+        under="[written down for|going to] {n}",
+        intro="[write down|our host is] {n}",
+        size="[a spot for {p} diners|chairs for {p}]",
+        count="[{p} friends|{p} visitors]",
+        when="[come|as of] {d}",
+        hour="[say at|roughly at|near] {h}",
         endings=(".", ""),
     ),
     "eval": BookingPhrases(
         sentences=(
             "[hold|arrange|set aside|organise|we are after|I am looking for|let us have|put us down for] <size> "
-            "<when> <hour>, <who>",
-            "<who>[,| and] [we will come|we arrive|we are coming|expect us] <when> <hour>[, | with ]<size>",
-            "[expect|seat] <size> <when> <hour>. <who>",
-            "[dining|eating out] <when> <hour>: <size>. <who>",
-            "<when> <hour> [works for us|would suit us|would be great]. <size>, <who>",
+            "<under> <when> <hour>",
+            "[hold|arrange|set aside|organise|we are after|I am looking for|let us have|put us down for] <size> "
+            "<when> <hour>, <intro>",
+            "<intro>[,| and] [we will come|we arrive|we are coming|expect us] <when> <hour>, <count>",
+            "[expect|seat] <count> <when> <hour>. <intro>",
+            "[dining|eating out] <when> <hour>: <count>, <under>",
+            "<when> <hour> [works for us|would suit us|would be great]. <size>, <intro>",
         ),
-        who="[the guest is|make it out to|the booking goes to|please write|note it as|the host will be|ask for] {n}",
-        size="[{p} diners|a group of {p}|a corner for {p}|a family of {p}|space for {p}|{p} adults|{p} chairs|"
-        "supper for {p}]",
-        when="[during|upcoming|any time on|the evening of|our day is|preferably] {d}",
-        hour="[not before|at exactly|at precisely|just after|the hour being|that means] {h}",
+        under="[made out to|on behalf of|to be noted as|registered to] {n}",
+        intro="[the guest will be|make it out to|the booking goes to|please write|note it as|the host will be|"
+        "ask for] {n}",
+        size="[a corner for {p}|space for {p}|supper for {p}|something for a group of {p}|enough chairs for {p}]",
+        count="[{p} diners|a family of {p}|{p} adults|a group of {p}]",
+        when="[during|any time on|the evening of|preferably on|best on] {d}",
+        hour="[not before|exactly at|at precisely|just after|no later than] {h}",
         endings=(".", "", " if possible.", ", cheers."),
     ),
 }

@@ -31,10 +31,10 @@ def draw_booking(split: Split, rng: random.Random) -> Row:
     """One row of a split."""
     phrases = BANKS[split]
     template = choose_wording(rng.choice(phrases.sentences), rng)
-    for part in ("who", "size", "when", "hour"):
+    for part in ("under", "intro", "size", "count", "when", "hour"):
         template = template.replace("<" + part + ">", choose_wording(getattr(phrases, part), rng))
     template = begin_sentence(template) + rng.choice(phrases.endings)
-    name, people, day = rng.choice(divide(NAMES, split)), rng.randint(1, 12), rng.choice(_DAYS)
+    name, people, day = rng.choice(divide(NAMES, split)), rng.randint(2, 12), rng.choice(_DAYS)
     said_time, time = _draw_time(rng)
     said = {"n": name, "p": rng.choice((str(people), _NUMBERS[people - 1])), "d": day, "h": said_time}
     written = {"name": name, "people": str(people), "day": day, "time": time}

@@ -13,9 +13,9 @@ import random
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM
 
 from .base_folder import TrainingRecord, build_model, digest_file, read_json, write_base, write_json
 from .curriculum.mixture import draw_conversation
@@ -41,6 +41,7 @@ class Settings:
     warm_up: int
     cool_down: float
     prose_share: float
+    prose_weight: float
     book_files: int
 
 
@@ -62,7 +63,8 @@ class Trainer:
         self.settings, self.corpus, self.work = settings, corpus, work
         torch.manual_seed(settings.seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model: LlamaForCausalLM = build_model(corpus.tokenizer.get_vocab_size()).to(self.device)
+        self.model = build_model(corpus.tokenizer.get_vocab_size())
+        torch.nn.Module.to(self.model, self.device)
         matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "layers" in name]
         others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or "layers" not in name]
         rate = settings.learning_rate
@@ -71,6 +73,7 @@ class Trainer:
         self.optimizers: list[torch.optim.Optimizer] = [muon, adamw]
         self.progress = Progress()
         self.chunk_digests: list[str] = []
+        self.history: list[dict[str, Any]] = []
         self.batches: list[Batch] = []
 
     def load(self) -> None:
@@ -83,6 +86,9 @@ class Trainer:
                 optimizer.load_state_dict(saved)
             self.progress = Progress(**state["progress"])
             self.chunk_digests = list(state["chunk_digests"])
+            self.history = list(state["history"])
+        if not self.history or self.history[-1]["settings"] != asdict(self.settings):
+            self.history.append({"from_step": self.progress.step, "settings": asdict(self.settings)})
         if self.progress.offset:
             self.batches = self._read_chunk()
 
@@ -93,6 +99,7 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": asdict(self.progress),
             "chunk_digests": self.chunk_digests,
+            "history": self.history,
         }
         aside = self.work / "checkpoint.tmp"
         torch.save(state, aside)
@@ -196,7 +203,9 @@ def make_corpus(settings: Settings, data: Path, work: Path) -> Corpus:
         rng = random.Random(f"{settings.seed}/tokenizer")
         texts = [segment.text for _ in range(20_000) for segment in draw_conversation(rng, lexicon)]
         train_tokenizer(texts + paragraphs[::40], VOCABULARY).save(str(work / "tokenizer.json"))
-    return Corpus(load_raw_tokenizer(work), lexicon, paragraphs, settings.prose_share, settings.seed)
+    return Corpus(
+        load_raw_tokenizer(work), lexicon, paragraphs, settings.prose_share, settings.prose_weight, settings.seed
+    )
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -212,6 +221,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--micro-batches", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--prose-weight", type=float, default=0.3)
     parser.add_argument("--checkpoint-minutes", type=float, default=4.0)
     return parser.parse_args()
 
@@ -226,8 +236,9 @@ def main() -> None:
         micro_batches=arguments.micro_batches,
         learning_rate=arguments.learning_rate,
         warm_up=60,
-        cool_down=0.35,
+        cool_down=0.5,
         prose_share=0.12,
+        prose_weight=arguments.prose_weight,
         book_files=6,
     )
     corpus = make_corpus(settings, arguments.data, arguments.work)
@@ -240,6 +251,7 @@ def main() -> None:
     without_books = replace(corpus, paragraphs=(), prose_share=0.0)
     record = TrainingRecord(
         settings=asdict(settings),
+        history=trainer.history,
         progress=asdict(trainer.progress),
         loss=float(read_json(arguments.work / "loss.json")["loss"]),
         held_out_exact_match=trainer.held_out_exact_match(),

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from .curriculum.mixture import Document, Segment, draw_conversation
 from .lexicon import Lexicon, book_files, read_paragraphs
-from .tokenizer import ASSISTANT, END, PAD, SYSTEM, USER
+from .tokenizer import ASSISTANT, END, PAD, SYSTEM, USER, token_id
 
 CHUNK_TOKENS = 400_000
 MAX_LENGTH = 257
@@ -50,6 +50,7 @@ class Corpus:
     lexicon: Lexicon
     paragraphs: Sequence[str]
     prose_share: float
+    prose_weight: float
     seed: int
 
 
@@ -72,16 +73,18 @@ def draw_documents(corpus: Corpus, number: int) -> Iterator[Document]:
             yield draw_conversation(rng, corpus.lexicon)
 
 
-def encode_document(document: Document, tokenizer: Tokenizer) -> Encoded:
+def encode_document(document: Document, tokenizer: Tokenizer, prose_weight: float = 1.0) -> Encoded:
     """Token ids exactly as the chat template gives them (prose: the text and the end token)."""
-    end = tokenizer.token_to_id(END)
+    end = token_id(tokenizer, END)
     ids: list[int] = []
     weights: list[float] = []
     for segment in document:
         body = [*tokenizer.encode(segment.text, add_special_tokens=False).ids, end]
         weight = 1.0 if segment.scored else PROMPT_WEIGHT
+        if segment.role == "prose":
+            weight = prose_weight
         if segment.role != "prose":
-            ids.append(tokenizer.token_to_id(_ROLE_TOKEN[segment.role]))
+            ids.append(token_id(tokenizer, _ROLE_TOKEN[segment.role]))
             weights.append(0.0)
         ids += body
         weights += [weight] * len(body)
@@ -93,7 +96,7 @@ def make_chunk(corpus: Corpus, number: int, tokens: int = CHUNK_TOKENS) -> list[
     encoded: list[Encoded] = []
     total = 0
     for document in draw_documents(corpus, number):
-        encoded.append(encode_document(document, corpus.tokenizer))
+        encoded.append(encode_document(document, corpus.tokenizer, corpus.prose_weight))
         total += len(encoded[-1].ids)
         if total >= tokens:
             return encoded
@@ -136,4 +139,4 @@ def _pad_rows(rows: Sequence[Encoded], length: int, pad: int) -> Batch:
 
 def pad_id(tokenizer: Tokenizer) -> int:
     """The id of the padding token."""
-    return int(tokenizer.token_to_id(PAD))
+    return token_id(tokenizer, PAD)

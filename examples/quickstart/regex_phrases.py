@@ -13,36 +13,43 @@ class RegexPhrases:
     endings: tuple[str, ...]
 
 
+_THINGS = "[lines|strings|words|rows|names|sentences|items|keys]"
 _SUBJECTS = {
-    "many": "[[|all |match |find |the |match all |find the ][lines|strings|words|rows|names] [that|which]]",
-    "one": "[[a|any|each|every|match a|find any] [line|string|word|row|name] [that|which]]",
-    "phrase": "[[|all |match |find |the |match any ][lines|strings|words|text|rows]]",
+    "many": f"[[|all |match |find |the |match all |find the |those |list ]{_THINGS} [that|which]]",
+    "one": "[[a|any|each|every|match a|find any|the one] [line|string|word|row|name|sentence|item|key] [that|which]]",
+    "phrase": f"[[|all |match |find |the |match any |every one of the ]{_THINGS}|[some |any |]text|something]",
 }
 _VERBS = {
     "starts": {
-        "many": "[start with|begin with|have at the start|must start with|must begin with]",
-        "one": "[starts with|begins with|has at the start|must start with]",
-        "phrase": "[starting with|beginning with|with at the start]",
+        "many": "[start with|begin with|have at the start|must start with|must begin with|open with|have first]",
+        "one": "[starts with|begins with|has at the start|must start with|opens with|has first|is started by]",
+        "phrase": "[starting with|beginning with|with at the start|opening with|whose first word is|which at "
+        "first has|led by]",
     },
     "ends": {
-        "many": "[end with|finish with|end in|have at the end|must end with]",
-        "one": "[ends with|finishes with|ends in|has at the end|must end with]",
-        "phrase": "[ending with|ending in|with at the end]",
+        "many": "[end with|finish with|end in|have at the end|must end with|close with|have last]",
+        "one": "[ends with|finishes with|ends in|has at the end|must end with|closes with|has last|is ended by]",
+        "phrase": "[ending with|ending in|with at the end|closing with|whose last word is|which at last has]",
     },
     "has": {
-        "many": "[contain|include|have|must contain]",
-        "one": "[contains|includes|has|must contain]",
-        "phrase": "[containing|including|with|having]",
+        "many": "[contain|include|have|must contain|mention|carry|show somewhere]",
+        "one": "[contains|includes|has|must contain|mentions|carries|shows somewhere]",
+        "phrase": "[containing|including|with|having|mentioning|in which there is|where we see|where there is]",
     },
     "is": {
-        "many": "[are exactly|are only|equal|are nothing but]",
-        "one": "[is exactly|is only|equals|is just|is nothing but]",
-        "phrase": "[equal to|being only]",
+        "many": "[are exactly|are only|equal|are nothing but|consist of only]",
+        "one": "[is exactly|is only|equals|is just|is nothing but|consists of only]",
+        "phrase": "[equal to|being only|made of only|identical to]",
     },
 }
-_THEN = "[then|followed by|, then|and then|and after that|directly followed by|with behind it|plus]"
+_THEN = (
+    "[then|followed by|, then|and then|and after that|directly followed by|with behind it|plus|and next|with "
+    "after it|"
+    ", next to it|and just behind it]"
+)
 _LATER = (
-    "[and later|and somewhere later|, later|then anything, then|then any text and|followed later by|and further on]"
+    "[and later|and somewhere later|, later|then anything, then|then any text and|followed later by|and further on|"
+    "and afterwards|and at some place behind it|, then any text, then]"
 )
 
 _TRAIN_SHAPES = (
@@ -59,9 +66,9 @@ _TRAIN_SHAPES = (
     (f"<starts> {{a}} {_THEN} {{x}}", "^{a}{x}"),
     (f"<ends> {{a}} {_THEN} {{x}}", "{a}{x}$"),
     (f"<has> {{a}} {_LATER} {{b}}", "{a}.*{b}"),
-    ("<has> [either |]{a} or {b}", "({a}|{b})"),
-    ("<starts> [either |]{a} or {b}", "^({a}|{b})"),
-    ("<ends> [either |]{a} or {b}", "({a}|{b})$"),
+    ("<has> [|either |one of |at least one of ]{a} or {b}", "({a}|{b})"),
+    ("<starts> [|either |one of ]{a} or {b}", "^({a}|{b})"),
+    ("<ends> [|either |one of ]{a} or {b}", "({a}|{b})$"),
 )
 
 
@@ -78,7 +85,7 @@ _END = f"{_ITEM} [whose end is|finishing in|always ending with]"
 _HOLD = f"{_ITEM} [that do include|containing the word|with the word]"
 _AND_END = "[and also end with|while ending in|but ending with]"
 _NEXT = "[being followed by|which is followed by|and right after it]"
-_ANY = "[one of|any of]"
+_ANY = "[any of|whichever of]"
 
 BANKS: dict[Split, RegexPhrases] = {
     "train": RegexPhrases(
@@ -89,15 +96,33 @@ BANKS: dict[Split, RegexPhrases] = {
     ),
     "select": RegexPhrases(
         shapes=(
-            ("[entries|records] that begin in {a}", "^{a}"),
-            ("[entries|records] that end at {a}", "{a}$"),
-            ("[entries|records] where {a} occurs", "{a}"),
-            ("[entries|records] that do start with {a} and that end with {b}", "^{a}.*{b}$"),
-            ("[entries|records] that do start with {a} and that end with {x}", "^{a}.*{x}$"),
-            ("[entries|records] where {a} is followed by {x}", "{a}{x}"),
-            ("[entries|records] that begin in {a} with next to it {x}", "^{a}{x}"),
-            ("[entries|records] where {a} or {b} occurs", "({a}|{b})"),
-            ("[entries|records] where {a} occurs and later {b}", "{a}.*{b}"),
+            ("[entries|records] [whose beginning is|that first have] {a}", "^{a}"),
+            ("[entries|records] [whose ending is|that finally end with] {a}", "{a}$"),
+            ("[entries|records] [that surely contain|with somewhere the text] {a}", "{a}"),
+            (
+                "[entries|records] [whose beginning is|that do start with] {a} and [whose ending is|that end with] {b}",
+                "^{a}.*{b}$",
+            ),
+            (
+                "[entries|records] [whose beginning is|that do start with] {a} and [whose ending is|that end with] {x}",
+                "^{a}.*{x}$",
+            ),
+            (
+                "[entries|records] [that surely contain|with somewhere the text] {a} [, followed at once by|then "
+                "immediately] {x}",
+                "{a}{x}",
+            ),
+            (
+                "[entries|records] [whose beginning is|that do start with] {a} [, followed at once by|then "
+                "immediately] {x}",
+                "^{a}{x}",
+            ),
+            ("[entries|records] [that surely contain|with somewhere the text] {a} or else {b}", "({a}|{b})"),
+            (
+                "[entries|records] [that surely contain|with somewhere the text] {a} [and sometime later|and then "
+                "much later] {b}",
+                "{a}.*{b}",
+            ),
         ),
         endings=("", "."),
     ),

@@ -32,29 +32,49 @@ SIGNS = {
 }
 
 _ASK = (
-    "[show|give|find|get|return|report|print|tell|list|fetch|display][| me| us]|please [name|list|find|show]|I "
-    "[need|want|would like]|we [need|want]|"
-    "[can|could|will] you [show|find|list|get][| me]|what [is|are|was]|which is|say|write|read out|work out"
+    "[show|give|find|get|return|report|print|tell|list|fetch|display|bring|deliver|present|collect|pick][| me| us]|"
+    "please [name|list|find|show|identify|gather]|I [need|want|would like|wish to see]|we [need|want|require|"
+    "ask for]|"
+    "[can|could|will|would] you [show|find|list|get|pick][| me]|what [is|are|was]|which is|say|write|read out|"
+    "work out|"
+    "name|point out|choose|it is about|my question is about|the question is"
 )
-_OF = "| [of|for|in|from] [|the |all |those ]{t}| over all {t}| of any of the {t}"
+_WHICH = (
+    "[the|each|every|nothing but the|just the|all the|any|the exact|the full|the current|the known|the "
+    "precise|the actual|the stated]"
+)
+_OF = (
+    "| [of|for|in|from] [|the |all |those |these |our ]{t}| over all {t}| of any of the {t}| [attached|linked|"
+    "tied] to the {t}|"
+    " [kept|noted|given] for [the|all] {t}| under {t}| shown in {t}"
+)
 _IF = (
-    "where [|the |its |their ]{k}|when [|the |its ]{k}|if [|the |its ]{k}|for which [the ]{k}|only if [the |"
-    "]{k}|only where [the |]{k}|in case [the ]{k}|whose {k}"
+    "where [|the |its |their ]{k}|when [|the |its ]{k}|if [|the |its ]{k}|for which [the ]{k}|only if [the |]{k}|"
+    "only where [the |]{k}|in case [the ]{k}|whose {k}|while the {k}|everywhere the {k}|once the {k}|so that the {k}|"
+    "in the event that the {k}"
 )
-_IF_NOUN = "with [|a |the ]{k}|having [|a |the ]{k}|and a {k}"
+_IF_NOUN = "with [|a |the ]{k}|having [|a |the ]{k}|subject to [a |the |]{k}|by {k}"
 
 BANKS: dict[Split, SqlPhrases] = {
     "train": SqlPhrases(
-        column=f"[{_ASK}] [the|each|every|nothing but the|just the|all the] {{c}}[{_OF}]",
-        count="[how many {t}[| are there| do we have| are listed| exist]|[give me|show|tell me|get|print|I want] "
-        "the [number|count] of {t}|count [|the |all |all the |those ]{t}|"
-        "[show|get|return|I want|please give] [a|the] count of [|the |all ]{t}|the number of {t}|[say|tell us|"
-        "find out|I need to know] how many {t}[| there are]]",
-        aggregate=f"[{_ASK}|how much is] [the|a|our] {{f}} {{c}}[{_OF}]",
-        equal=f"[[{_IF}] [is|equals|=|was|has been|has the value|says|shows|holds]|[{_IF_NOUN}] [of|=|being|"
-        f"called|named|saying]] {{v}}",
-        compare=f"[[{_IF}] [is|was|goes|stays|has been|is something|comes to]|[{_IF_NOUN}] [of|being|that is|"
-        f"going|staying]] {{o}} {{n}}",
+        column=f"[{_ASK}] {_WHICH} {{c}}[{_OF}]",
+        count=(
+            "[how many {t}[| there are| are there| do we have| are listed| exist| are known]|count [|the |all |"
+            "all the |those ]{t}|"
+            "[give me|show|tell me|get|print|I want|report|please name] the [number|count] of [|all |the ]{t}|"
+            "[show|get|return|I want|please give] [a|the] count of [|the |all ]{t}|the number of {t}|"
+            "[say|tell us|find out|I need to know|work out|tell me] how many {t}[| there are| exist| are listed]]"
+        ),
+        aggregate=f"[{_ASK}|how much is] [the|a|our|each|just the|any] {{f}} {{c}}[{_OF}]",
+        equal=(
+            f"[[{_IF}] [is|equals|=|was|has been|has the value|says|shows|holds|stands at|bears|carries|turned "
+            f"out|[is|was] [noted|described|entered|known] as]|"
+            f"[{_IF_NOUN}] [of|=|being|called|named|saying|marked]] {{v}}"
+        ),
+        compare=(
+            f"[[{_IF}] [is|was|goes|stays|has been|is something|comes to|stands|amounts to|ends up]|"
+            f"[{_IF_NOUN}] [of|being|that is|going|staying]] {{o}} {{n}}"
+        ),
         endings=(".", ".", "?", "", "!", " please.", ", please.", " now."),
     ),
     "select": SqlPhrases(

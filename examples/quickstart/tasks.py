@@ -32,7 +32,7 @@ _DRAWS: dict[TaskName, Draw] = {"sql": draw_sql, "booking": draw_booking, "regex
 class Sizes:
     """Rows of each file."""
 
-    train: int = 2000
+    train: int = 3000
     select: int = 60
     eval: int = 200
     examples: int = 150

@@ -37,18 +37,16 @@ def draw_slot(kind: str, rng: random.Random, lexicon: Lexicon) -> Slot:
     if kind == "count":
         number = rng.randint(1, 12)
         return Slot(rng.choice((str(number), number_word(number))), str(number))
-    if kind == "amount":
-        return Slot(*[str(rng.randint(1, 999))] * 2)
     if kind == "hour":
         hour, (part, shift) = rng.randint(1, 11), rng.choice((("am", 0), ("pm", 12)))
         return Slot(f"{hour} {part}", f"{hour + shift:02}:00")
-    drawn = {
-        "word": lexicon.word,
-        "name": lexicon.name,
-        "day": lambda r: r.choice(DAYS),
-        "month": lambda r: r.choice(MONTHS),
-    }
-    return Slot(*[drawn[kind](rng)] * 2)
+    if kind == "amount":
+        text = str(rng.randint(1, 999))
+    elif kind in ("day", "month"):
+        text = rng.choice(DAYS if kind == "day" else MONTHS)
+    else:
+        text = lexicon.word(rng) if kind == "word" else lexicon.name(rng)
+    return Slot(text, text)
 
 
 def draw_slots(frame: Frame, rng: random.Random, lexicon: Lexicon) -> dict[str, Slot]:
