@@ -16,7 +16,6 @@ from router.classify.abstain import (
     conformal_threshold,
     decision_scores,
     separating_threshold,
-    widen,
 )
 from router.classify.calibration import NEGATIVE, Calibration, learn_abstention
 from router.classify.head import fit_temperature, log_sum_exp
@@ -87,22 +86,6 @@ def test_separating_threshold_is_the_best_by_brute_force(positives: list[float],
 
     found = separating_threshold(np.array(positives), np.array(negatives))
     assert gain(found) == pytest.approx(max(gain(candidate) for candidate in positives + negatives))
-
-
-@pytest.mark.parametrize(
-    ("negatives", "expected"),
-    [
-        ([], 4.0),
-        ([1.0, 2.0], 3.0),  # all rejected: the middle of 2 and 4
-        ([1.0, 5.0], 4.0),  # one of two negatives is kept anyway: there is no gap
-        ([2.0] * 99 + [9.0], 3.0),  # 99 % rejected
-        ([2.0] * 98 + [9.0, 9.0], 4.0),
-    ],
-)
-def test_the_threshold_moves_to_the_middle_of_the_gap_above_the_negatives(
-    negatives: list[float], expected: float
-) -> None:
-    assert widen(4.0, np.array(negatives)) == expected
 
 
 def test_the_score_that_tells_negatives_best_is_chosen() -> None:

@@ -22,7 +22,6 @@ Flags = npt.NDArray[np.bool_]
 ScoreName = Literal["probability", "margin", "energy"]
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
 DEFAULT_SCORE: ScoreName = "energy"  # where there are no negatives to choose with
-REJECTED = 0.99  # share of negatives that the threshold must reject before it may be lowered
 NOTHING_KNOWN = -1e9  # the score of a text that shares no term with any example: below every threshold
 
 
@@ -59,18 +58,6 @@ def separating_threshold(positives: Scalars, negatives: Scalars) -> float:
     kept = 1 - np.searchsorted(np.sort(positives), candidates) / len(positives)
     rejected = np.searchsorted(np.sort(negatives), candidates) / len(negatives)
     return float(candidates[int(np.argmax(kept + rejected))])
-
-
-def widen(threshold: float, negatives: Scalars) -> float:
-    """`threshold`, or where `REJECTED` of the negatives lie below it with a gap between, the middle of that gap.
-
-    A lower threshold keeps more in-scope texts than was asked for. In the gap nothing seen tells one choice from
-    another, and the middle is farthest from both sides when live texts differ from the calibration rows.
-    """
-    if not len(negatives):
-        return threshold
-    edge = float(np.sort(negatives)[math.ceil(round(REJECTED * len(negatives), 9)) - 1])
-    return (edge + threshold) / 2 if edge < threshold else threshold
 
 
 def choose_score(logits: Scalars, negative: Flags, temperature: float, base: int | None) -> ScoreName:

@@ -18,7 +18,6 @@ from .abstain import (
     conformal_threshold,
     decision_scores,
     separating_threshold,
-    widen,
 )
 from .classifier import BASE
 from .features import Features
@@ -69,7 +68,7 @@ class Abstention:
 
 
 def learn_abstention(rows: Calibration, coverage: float) -> Abstention:
-    """Temperature, score and threshold; the threshold is lowered into the gap above the negatives, where there is one.
+    """Temperature, score and threshold.
 
     With too few rows for `coverage` the threshold is what separates in-scope rows from negatives best, and
     without negatives the smallest score of an in-scope row: n rows then promise a coverage of n / (n + 1).
@@ -85,7 +84,7 @@ def learn_abstention(rows: Calibration, coverage: float) -> Abstention:
     holds = threshold is not None
     if threshold is None:
         threshold = separating_threshold(in_scope, negatives) if len(negatives) else float(in_scope.min())
-    return Abstention(temperature, name, widen(threshold, negatives), holds)
+    return Abstention(temperature, name, threshold, holds)
 
 
 def apply(features: Features, head: Head, rows: Sequence[LabelledText]) -> Calibration:
