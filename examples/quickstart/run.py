@@ -83,7 +83,10 @@ def prepare(places: Places) -> None:
         make_route(registry, task, places)
     if live_classifier(registry) is None:
         say("fitting the classifier on the routes' examples and on general texts")
-        branchline("classifier", "fit", "--base-examples", places.data / "router_base.jsonl", "--promote")
+        branchline(
+            *("classifier", "fit", "--base-examples", places.data / "router_base.jsonl"),
+            *("--calibrate-on", places.data / "router_calibrate.jsonl", "--coverage", "0.97", "--promote"),
+        )
     for task in TASK_NAMES:
         if registry.route(task).live is None:
             train_and_promote(task, places, registry)

@@ -4,8 +4,8 @@
 
 Files: `{sql,booking,regex}_{train,select,eval}.jsonl` with rows `{"input","output"}`; `*_examples.jsonl` with rows
 `{"text"}` for `route create --examples`; `guardrail.jsonl` (`{"input","output"}`); `router_base.jsonl` (general
-texts labelled `base`), `router_train.jsonl` (those and the route examples) and `router_test.jsonl`
-(`{"text","label"}`). The same seed gives the same bytes.
+texts labelled `base`), `router_train.jsonl` (those and the route examples), `router_calibrate.jsonl` and
+`router_test.jsonl` (`{"text","label"}`). The same seed gives the same bytes.
 """
 
 import argparse
@@ -35,10 +35,12 @@ class Sizes:
     train: int = 3000
     select: int = 60
     eval: int = 200
-    examples: int = 150
+    examples: int = 1500
     guardrail: int = 200
-    general_train: int = 450
+    general_train: int = 1000
+    general_calibrate: int = 200
     general_test: int = 200
+    routed_calibrate: int = 150
     routed_test: int = 100
 
 
@@ -67,9 +69,17 @@ def write_task(name: TaskName, rows: dict[Split, list[Row]], sizes: Sizes, folde
 
 
 def write_router_files(tasks: dict[TaskName, dict[Split, list[Row]]], sizes: Sizes, seed: int, folder: Path) -> None:
-    """The classifier's training and test texts; no text of the guardrail is among them."""
+    """The classifier's training, calibration and test texts; no text of the guardrail is among them.
+
+    Calibration texts come from the `select` wordings: what the routes' examples do not know, as in live traffic.
+    """
     lexicon = load_lexicon()
-    base = [{"text": text, "label": "base"} for text in draw_general_texts(lexicon, "train", sizes.general_train, seed)]
+    texts = draw_general_texts(lexicon, "train", sizes.general_train + sizes.general_calibrate, seed)
+    general = [{"text": text, "label": "base"} for text in texts]
+    base, calibrate = general[: sizes.general_train], general[sizes.general_train :]
+    for name in tasks:
+        fresh = draw_rows(_DRAWS[name], "select", sizes.routed_calibrate, seed + 1)
+        calibrate += [{"text": row.input, "label": name} for row in fresh]
     routed = [
         {"text": row.input, "label": name} for name, rows in tasks.items() for row in rows["train"][: sizes.examples]
     ]
@@ -79,6 +89,7 @@ def write_router_files(tasks: dict[TaskName, dict[Split, list[Row]]], sizes: Siz
     test += [{"text": text, "label": "base"} for text in draw_general_texts(lexicon, "eval", sizes.general_test, seed)]
     write_jsonl(folder / "router_base.jsonl", base)
     write_jsonl(folder / "router_train.jsonl", routed + base)
+    write_jsonl(folder / "router_calibrate.jsonl", calibrate)
     write_jsonl(folder / "router_test.jsonl", test)
 
 
