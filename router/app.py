@@ -44,7 +44,7 @@ class Parts:
 
 def create_app(parts: Parts) -> FastAPI:
     """The gateway. The caller starts and stops `parts.backend` and `parts.catalog`."""
-    app = FastAPI(title="Branchline", docs_url=None, redoc_url=None)
+    app = FastAPI(title="Branchline", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
 
     async def infer(request: Request, endpoint: Endpoint) -> Response:
         parsed = parse_request(await _read_body(request, parts.max_body_bytes), endpoint)

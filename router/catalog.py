@@ -16,7 +16,6 @@ from pathlib import Path
 
 from adapters.errors import BranchlineError
 from adapters.journal import Journal, View
-from adapters.policy import Policy
 from adapters.store import Store
 from adapters.types import AdapterVersion, Event, GatewayRow, InForce, RouteState
 
@@ -131,6 +130,12 @@ class Catalog:
         """Load a version asked for by number where it is not resident; raises `AdapterUnavailable`."""
         await self._residency.pin(self._routes[route].versions[number], timeout_seconds=timeout_seconds)
 
+    def warm_again(self, route: str) -> None:
+        """Bring a route's versions in again that the engine has lost on its own, unless that is under way already."""
+        found = self._routes[route]
+        if found.retry is None and (found.warming is None or found.warming.done()):
+            self._warm(found)
+
     # -- following the registry -----------------------------------------------------------------------------------
 
     def _apply(self, view: View) -> None:
@@ -203,6 +208,7 @@ class Catalog:
             route.warming.cancel()
         if route.retry is not None:
             route.retry.cancel()
+            route.retry = None
         if not all(self._residency.has(route.versions[number]) for number in route.kept_warm):
             route.warming = self._background.spawn(self._warm_route(route))
 
@@ -264,7 +270,8 @@ def _as_policy_sees(route: _Route) -> RouteInForce:
     return RouteInForce(
         name=route.state.name,
         enabled=route.state.enabled,
-        on_disabled=Policy.of(route.state.policy).on_disabled,
+        # Read by itself: a key that a newer Branchline wrote must not keep a disable from taking effect here.
+        on_disabled="error" if route.state.policy.get("on_disabled") == "error" else "base",
         wanted=route.wanted,
         in_force=route.in_force,
         serial=route.serial,

@@ -89,9 +89,10 @@ class Dispatcher:
         try:
             return decision, await self._backend.open(call)
         except AdapterUnavailable:
-            if decision.stage != "live":
+            if decision.stage != "live" or decision.route is None:
                 raise
         # The version left the engine between decision and call: the route's cold policy, the base, said so.
+        self._catalog.warm_again(decision.route)
         cold = replace(decision, engine_name=self._backend.base_id, stage="base", version=None)
         cold = replace(cold, reason="adapter_unavailable")
         return cold, await self._backend.open(replace(call, engine_name=cold.engine_name))

@@ -124,6 +124,10 @@ class ScriptedEngine(EchoBackend):
         self.script.unloads.append(engine_name)
         await super().unload(engine_name)
 
+    def lose(self, engine_name: str) -> None:
+        """Forget a version without being asked to, as an engine that restarts does."""
+        self._resident.discard(engine_name)
+
     async def open(self, call: Call) -> Reply:
         reply = await super().open(call)
         return Reply(_Scripted(reply.body, self), reply.content_type)

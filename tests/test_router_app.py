@@ -227,7 +227,7 @@ def settle(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/nowhere", "/v1", "/v1/chat/completions/x", "/docs", "/%00", "/v1/load_lora_adapter"]
+    "path", ["/nowhere", "/v1", "/v1/chat/completions/x", "/docs", "/openapi.json", "/%00", "/v1/models/"]
 )
 def test_an_unknown_path_is_an_openai_error(client: httpx.Client, path: str) -> None:
     require_error(client.get(path), 404, "unknown_url")
@@ -329,6 +329,18 @@ def test_with_a_key_everything_but_health_and_ready_asks_for_it(
         assert [client.get(path).status_code for path in ("/health", "/ready")] == [200, 200]
         allowed = client.post(CHAT, json=body("tiny"), headers={"authorization": f"Bearer {KEY}"})
         assert allowed.status_code == 200
+
+
+def test_a_live_version_that_the_engine_lost_is_answered_by_the_base_which_says_so_and_is_brought_in_again(
+    client: httpx.Client, served: Served
+) -> None:
+    name = served.gateway.engine_name("sql", 1)
+    served.call(lambda: served.engine.lose(name))
+    headers = client.post(CHAT, json=body("sql")).headers
+    assert (headers["x-branchline-stage"], headers["x-branchline-reason"]) == ("base", "adapter_unavailable")
+    assert (headers["x-branchline-route"], headers.get("x-branchline-version")) == ("sql", None)
+    served.until(lambda: served.engine.is_resident(name), "the version again")
+    assert client.post(CHAT, json=body("sql")).json()["model"] == name
 
 
 # -- engines that fail, clients that go away ---------------------------------------------------------------------------

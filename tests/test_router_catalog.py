@@ -592,6 +592,20 @@ def test_a_row_nobody_can_read_does_not_end_the_watch(home: Home, stock: Stock) 
     asyncio.run(scenario())
 
 
+def test_a_policy_key_of_a_newer_branchline_does_not_keep_a_disable_from_taking_effect(
+    home: Home, stock: Stock
+) -> None:
+    async def scenario() -> None:
+        async with running(home, stock.base, live=[("sql", 1)]) as gateway:
+            database = sqlite3.connect(home.folder / "registry.db", isolation_level=None)
+            database.execute("UPDATE routes SET state = json_set(state, '$.policy.of_tomorrow', 1) WHERE name = 'sql'")
+            database.close()
+            gateway.registry.disable("sql")
+            await gateway.until(lambda: gateway.decide("sql").reason == "route_disabled", "the disable")
+
+    asyncio.run(scenario())
+
+
 def test_the_heartbeat_goes_away_with_the_gateway(home: Home, stock: Stock) -> None:
     async def scenario() -> None:
         async with running(home, stock.base, live=[("sql", 1)]) as gateway:
