@@ -10,13 +10,11 @@ splits the figure: before it lies the command's start-up, after it what the gate
 import argparse
 import asyncio
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 import httpx
 
@@ -30,9 +28,9 @@ from router.classify.artifact import save_classifier
 from router.classify.fit import fit_classifier
 
 from .adapter_folder import publish_random_adapter
+from .gateway import BRANCHLINE, gateway
 from .results import Row, write_results
 
-BRANCHLINE = str(Path(sys.executable).parent / "branchline")
 CLIENTS = 16
 TEXT = "which city has the largest population"
 EXAMPLES = {
@@ -91,12 +89,7 @@ def prepare(home: Home) -> None:
 
 async def measure(home: Home, count: int) -> tuple[list[Trial], int, float]:
     """The trials, how many requests failed, and the load in requests a second."""
-    gateway = await asyncio.create_subprocess_exec(
-        *(BRANCHLINE, "serve", "--backend", "echo", "--base", "toy", "--port", "0", "--home", str(home.folder)),
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        port = await _port(gateway)
+    async with gateway(home, "echo", "toy") as port:
         seen: list[Seen] = []
         stop = asyncio.Event()
         clients = [asyncio.create_task(ask_until(stop, port, seen)) for _ in range(CLIENTS)]
@@ -105,18 +98,6 @@ async def measure(home: Home, count: int) -> tuple[list[Trial], int, float]:
         stop.set()
         await asyncio.gather(*clients)
         return trials, sum(one.status != 200 for one in seen), len(seen) / (time.time() - began)
-    finally:
-        gateway.terminate()
-        await gateway.wait()
-
-
-async def _port(gateway: asyncio.subprocess.Process) -> int:
-    if gateway.stderr is None:
-        raise RuntimeError("the gateway's stderr is not a pipe")
-    async for line in gateway.stderr:
-        if b"serving on http://127.0.0.1:" in line:
-            return int(line.split(b"127.0.0.1:")[1].split(b"/")[0])
-    raise RuntimeError("the gateway ended before it served")
 
 
 async def ask_until(stop: asyncio.Event, port: int, seen: list[Seen]) -> None:

@@ -20,11 +20,13 @@ from pathlib import Path
 
 import httpx
 
+from adapters.home import Home
+
+from .gateway import BRANCHLINE, gateway
 from .results import Row, write_results
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "examples" / "quickstart" / "base"
-BRANCHLINE = str(Path(sys.executable).parent / "branchline")
 TASKS = ("nl2regex", "snips_parse")
 ROUTES = {
     "scan": "scan",
@@ -98,29 +100,23 @@ def train(work: Path, task: Path, route: str, seconds: int) -> dict[str, object]
 
 async def serve_and_ask(work: Path, data: Path) -> dict[str, list[Asked]]:
     """The rows' answers from the base, oracle-routed and routed."""
-    gateway = await asyncio.create_subprocess_exec(
-        *_command(work, "serve", "--backend", "embedded", "--base", BASE, "--port", "0"), stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        port = await _port(gateway)
-        rows = [
-            json.loads(line) for line in (data / "router_test.jsonl").read_text(encoding="utf-8").splitlines()[:ROWS]
-        ]
-        wanted = _outputs(data)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
-            gate = asyncio.Semaphore(16)
-            models = {"base": ["base"] * ROWS, "oracle": [_oracle(row) for row in rows], "routed": ["auto"] * ROWS}
-            return {
-                arm: list(
-                    await asyncio.gather(
-                        *(ask(client, gate, model, row, wanted) for model, row in zip(named, rows, strict=True))
-                    )
+    lines = (data / "router_test.jsonl").read_text(encoding="utf-8").splitlines()[:ROWS]
+    rows: list[dict[str, str]] = [json.loads(line) for line in lines]
+    models = {"base": ["base"] * ROWS, "oracle": [_oracle(row) for row in rows], "routed": ["auto"] * ROWS}
+    wanted = _outputs(data)
+    slots = asyncio.Semaphore(16)
+    async with (
+        gateway(Home.at(work / "home"), "embedded", str(BASE)) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=600) as client,
+    ):
+        return {
+            arm: list(
+                await asyncio.gather(
+                    *(ask(client, slots, model, row, wanted) for model, row in zip(named, rows, strict=True))
                 )
-                for arm, named in models.items()
-            }
-    finally:
-        gateway.terminate()
-        await gateway.wait()
+            )
+            for arm, named in models.items()
+        }
 
 
 def _oracle(row: dict[str, str]) -> str:
@@ -128,7 +124,7 @@ def _oracle(row: dict[str, str]) -> str:
 
 
 async def ask(
-    client: httpx.AsyncClient, gate: asyncio.Semaphore, model: str, row: dict[str, str], wanted: dict[str, str]
+    client: httpx.AsyncClient, slots: asyncio.Semaphore, model: str, row: dict[str, str], wanted: dict[str, str]
 ) -> Asked:
     """Ask for one row; `base` stands for the base's own id. Of rows of other tasks only the route counts: one token."""
     tokens = 200 if row["label"] in TASKS else 1
@@ -138,7 +134,7 @@ async def ask(
         "max_tokens": tokens,
         "temperature": 0,
     }
-    async with gate:
+    async with slots:
         response = await client.post("/v1/chat/completions", json=body)
     response.raise_for_status()
     answer = response.json()["choices"][0]["message"]["content"]
@@ -149,15 +145,6 @@ async def ask(
 def _outputs(data: Path) -> dict[str, str]:
     lines = [line for task in TASKS for line in (data / task / "test.jsonl").read_text(encoding="utf-8").splitlines()]
     return {row["input"]: row["output"] for row in map(json.loads, lines)}
-
-
-async def _port(gateway: asyncio.subprocess.Process) -> int:
-    if gateway.stderr is None:
-        raise RuntimeError("the gateway's stderr is not a pipe")
-    async for line in gateway.stderr:
-        if b"serving on http://127.0.0.1:" in line:
-            return int(line.split(b"127.0.0.1:")[1].split(b"/")[0])
-    raise RuntimeError("the gateway ended before it served")
 
 
 def write(records: dict[str, dict[str, object]], asked: dict[str, list[Asked]], command: str) -> None:

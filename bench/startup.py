@@ -8,14 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 from adapters.home import Home
 from adapters.registry import Registry
 
+from .gateway import BRANCHLINE
 from .results import Row, write_results
 
-BRANCHLINE = str(Path(sys.executable).parent / "branchline")
 RUNS = 30
 
 
