@@ -23,7 +23,6 @@ from adapters.examples import add_examples
 from adapters.home import Home
 from adapters.registry import Registry
 from adapters.rows import LabelledText
-from adapters.store import Store
 from router.classify.artifact import save_classifier
 from router.classify.fit import fit_classifier
 
