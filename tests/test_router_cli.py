@@ -173,7 +173,7 @@ def unread_stream(gateway: GatewayProcess) -> Iterator[socket.socket]:
 
 
 def until_nobody_new_is_let_in(gateway: GatewayProcess) -> None:
-    with suppress(ConnectionRefusedError):
+    with suppress(ConnectionRefusedError, ConnectionResetError):  # reset: it was in the queue of a socket that closed
         while True:
             socket.create_connection(("127.0.0.1", port_of(gateway)), timeout=60).close()
 
