@@ -8,17 +8,14 @@ import click
 
 from .base import find_base
 from .check import Limits
-from .errors import BadInput, InvalidName, NotFound, StoreCorrupted
+from .command import PATH, announce, find_version, open_home, read_bytes, wait_clock
+from .errors import NotFound, StoreCorrupted
 from .evidence import parse_evidence
-from .fold import route_to_json
 from .home import Home, home_options
 from .output import json_option, note, print_json, print_table
 from .publish import Provenance, attach_evidence, publish_folder
-from .registry import Registry
-from .store import Store, manifest_to_json
-from .types import AdapterRef, AdapterVersion, RouteState
-
-FOLDER = click.Path(path_type=Path)
+from .store import manifest_to_json
+from .types import AdapterVersion
 
 
 @click.group()
@@ -28,9 +25,9 @@ def adapter() -> None:
 
 @adapter.command()
 @click.argument("route")
-@click.argument("folder", type=FOLDER)
+@click.argument("folder", type=PATH)
 @click.option("--base", required=True, help="Base model: a folder or a hub id in the local cache.")
-@click.option("--evidence", "evidence_file", type=FOLDER, help="The evidence.json of this folder's evaluation.")
+@click.option("--evidence", "evidence_file", type=PATH, help="The evidence.json of this folder's evaluation.")
 @click.option("--max-lora-rank", default=Limits().max_lora_rank, show_default=True, help="The engine's rank limit.")
 @click.option("--base-is-same", metavar="WHY", help="Accept an adapter that names another base, and say why.")
 @json_option
@@ -45,7 +42,7 @@ def add(
     base_is_same: str | None,
     as_json: bool,
 ) -> None:
-    """Publish the PEFT folder FOLDER as the next version of ROUTE. Nothing goes live."""
+    """Publish the PEFT folder PATH as the next version of ROUTE. Nothing goes live."""
     registry, store = open_home(home)
     published = publish_folder(
         registry,
@@ -71,7 +68,7 @@ def add(
 
 @adapter.command()
 @click.argument("version")
-@click.argument("file", type=FOLDER)
+@click.argument("file", type=PATH)
 @home_options
 def evidence(home: Home, version: str, file: Path) -> None:
     """Attach evidence from FILE to VERSION (ROUTE@N)."""
@@ -153,42 +150,11 @@ def verify(home: Home, version: str | None, as_json: bool) -> None:
 @home_options
 def retire(home: Home, version: str, why: str | None, no_wait: bool) -> None:
     """Take VERSION out for good. Where it is live, the version before it takes over at once."""
-    from .cli_route import announce, wait_clock
-
     started = wait_clock()
     registry, _ = open_home(home)
     found = find_version(registry, version)
     change = registry.retire(found.route, found.number, why=why)
     announce(registry, change, f"{found.ref} retired", started, wait=not no_wait)
-
-
-def open_home(home: Home) -> tuple[Registry, Store]:
-    """Registry and store of a home; inside a command the registry is closed when that ends."""
-    registry = Registry.open(home.registry_url)
-    context = click.get_current_context(silent=True)
-    if context is not None:
-        context.call_on_close(registry.close)
-    return registry, home.open_store()
-
-
-def find_version(registry: Registry, text: str) -> AdapterVersion:
-    """The version that ROUTE@N or an engine name stands for."""
-    ref = AdapterRef.parse(text)
-    if ref.number is None:
-        raise InvalidName(
-            f"{text!r} names a route, not a version", hint=f"write {text}@N, see `branchline adapter list`"
-        )
-    found = registry.version(ref.route, ref.number)
-    if ref.digest16 not in (None, found.digest[:16]):
-        raise InvalidName(f"{found.ref} is {found.engine_name}, not {text}", hint="check the digest")
-    return found
-
-
-def read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}", hint="check the path") from error
 
 
 def version_json(version: AdapterVersion, stage: str) -> dict[str, object]:
@@ -199,10 +165,6 @@ def version_json(version: AdapterVersion, stage: str) -> dict[str, object]:
         "published_at": version.published_at,
         **manifest_to_json(version.manifest),
     }
-
-
-def state_json(state: RouteState) -> dict[str, object]:
-    return {**route_to_json(state), "live": state.live, "previous": state.previous}
 
 
 def _short(value: object) -> str:

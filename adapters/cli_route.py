@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from . import examples as exemplar_texts
-from .cli import FOLDER, find_version, open_home, state_json
-from .convergence import wait_in_force
+from .command import PATH, announce, find_version, open_home, wait_clock
 from .errors import BadInput, InvalidName
+from .fold import route_to_json
 from .home import Home, home_options
-from .journal import Change
 from .output import json_option, note, print_json, print_table
 from .policy import Policy, parse_assignments
 from .promotion import promote as promote_through_gate
 from .records import event_row
-from .registry import Registry
 from .rows import read_texts
 from .types import AdapterRef, RouteState
 
@@ -38,7 +35,7 @@ def traffic_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @route.command()
 @click.argument("name")
-@click.option("--examples", type=FOLDER, help='Example utterances, rows {"text": ...}.')
+@click.option("--examples", type=PATH, help='Example utterances, rows {"text": ...}.')
 @click.option("--description", default="", help="What the route is for.")
 @home_options
 def create(home: Home, name: str, examples: Path | None, description: str) -> None:
@@ -76,7 +73,7 @@ def examples() -> None:
 
 @examples.command(name="add")
 @click.argument("name")
-@click.option("--file", type=FOLDER, help='Rows {"text": ...}.')
+@click.option("--file", type=PATH, help='Rows {"text": ...}.')
 @click.option("--text", "texts", multiple=True, help="One example; may be given several times.")
 @home_options
 def add_examples(home: Home, name: str, file: Path | None, texts: tuple[str, ...]) -> None:
@@ -254,18 +251,8 @@ def history(home: Home, name: str, as_json: bool) -> None:
     print_table(("serial", "time", "event", "version", "who", "why"), rows)
 
 
-def wait_clock() -> float:
-    """The moment a traffic command began, for "after N ms"."""
-    return time.monotonic()
-
-
-def announce(registry: Registry, change: Change, what: str, started: float, *, wait: bool) -> None:
-    """Say what was done and where it is in force."""
-    if not wait:
-        click.echo(f"{what} (serial {change.event.serial})")
-        return
-    found = wait_in_force(registry, change.event.serial, route=change.state.name, started=started)
-    click.echo(f"{what} (serial {change.event.serial}): {found}")
+def state_json(state: RouteState) -> dict[str, object]:
+    return {**route_to_json(state), "live": state.live, "previous": state.previous}
 
 
 def _version(state: RouteState, number: int | None) -> str | None:

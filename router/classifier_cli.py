@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from adapters.classifiers import live_classifier, promote_classifier, publish_classifier, rollback_classifier
-from adapters.cli import open_home
+from adapters.command import open_home
 from adapters.errors import BadInput, NotFound
 from adapters.examples import examples_of
 from adapters.home import Home, home_options

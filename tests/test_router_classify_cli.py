@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from adapters.cli import open_home
+from adapters.command import open_home
 from adapters.errors import BadInput, BranchlineError, NotFound, Refused
 from adapters.examples import add_examples
 from adapters.home import Home

@@ -11,7 +11,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from adapters.base import Base, find_base
-from adapters.cli import find_version, open_home
+from adapters.command import find_version, open_home
 from adapters.evidence import parse_evidence
 from adapters.home import Home, home_options
 from adapters.output import json_option, note, print_json, print_table

@@ -1,0 +1,61 @@
+"""What the commands share: opening a home, finding a version, and saying where a change is in force."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from .convergence import wait_in_force
+from .errors import BadInput, InvalidName
+from .home import Home
+from .journal import Change
+from .registry import Registry
+from .store import Store
+from .types import AdapterRef, AdapterVersion
+
+PATH = click.Path(path_type=Path)
+
+
+def open_home(home: Home) -> tuple[Registry, Store]:
+    """Registry and store of a home; inside a command the registry is closed when that ends."""
+    registry = Registry.open(home.registry_url)
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.call_on_close(registry.close)
+    return registry, home.open_store()
+
+
+def find_version(registry: Registry, text: str) -> AdapterVersion:
+    """The version that ROUTE@N or an engine name stands for."""
+    ref = AdapterRef.parse(text)
+    if ref.number is None:
+        raise InvalidName(
+            f"{text!r} names a route, not a version", hint=f"write {text}@N, see `branchline adapter list`"
+        )
+    found = registry.version(ref.route, ref.number)
+    if ref.digest16 not in (None, found.digest[:16]):
+        raise InvalidName(f"{found.ref} is {found.engine_name}, not {text}", hint="check the digest")
+    return found
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}", hint="check the path") from error
+
+
+def wait_clock() -> float:
+    """The moment a traffic command began, for "after N ms"."""
+    return time.monotonic()
+
+
+def announce(registry: Registry, change: Change, what: str, started: float, *, wait: bool) -> None:
+    """Say what was done and where it is in force."""
+    if not wait:
+        click.echo(f"{what} (serial {change.event.serial})")
+        return
+    found = wait_in_force(registry, change.event.serial, route=change.state.name, started=started)
+    click.echo(f"{what} (serial {change.event.serial}): {found}")
