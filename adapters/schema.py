@@ -29,7 +29,7 @@ from sqlalchemy import (
     make_url,
     select,
 )
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from .errors import RegistryUnavailable
 from .files import make_folder
@@ -161,25 +161,31 @@ def _sqlite_begin(connection: Connection) -> None:
 
 
 def _prepare(engine: Engine) -> None:
-    with engine.connect() as connection:
-        exists = engine.dialect.has_table(connection, registry.name)
-        found = connection.execute(select(registry.c.schema)).scalar() if exists else None
+    found = _schema_number(engine)
     if found is None:
-        _create(engine)
-    elif found != SCHEMA_NUMBER:
+        try:
+            _create(engine)
+        except DBAPIError:  # of two processes that make the tables at once, PostgreSQL lets one fail
+            if _schema_number(engine) is None:
+                raise
+        found = _schema_number(engine)
+    if found != SCHEMA_NUMBER:
         raise RegistryUnavailable(
             f"the registry has schema {found}, this version reads {SCHEMA_NUMBER}",
             hint="use the Branchline version that wrote it",
         )
 
 
+def _schema_number(engine: Engine) -> int | None:
+    with engine.connect() as connection:
+        exists = engine.dialect.has_table(connection, registry.name)
+        return connection.execute(select(registry.c.schema)).scalar() if exists else None
+
+
 def _create(engine: Engine) -> None:
-    """Make all tables in one transaction; of two processes that both try, one finds the other's."""
+    """Make all tables in one transaction; whoever comes second finds them."""
     with engine.execution_options(branchline_writes=True).begin() as connection:
         metadata.create_all(connection)
         if connection.execute(select(registry.c.id)).first() is None:
-            try:
-                connection.execute(insert(registry).values(id=1, schema=SCHEMA_NUMBER, serial=0))
-                connection.execute(insert(classifier).values(id=1, state={"latest": 0, "stack": []}))
-            except IntegrityError:
-                return
+            connection.execute(insert(registry).values(id=1, schema=SCHEMA_NUMBER, serial=0))
+            connection.execute(insert(classifier).values(id=1, state={"latest": 0, "stack": []}))

@@ -27,7 +27,6 @@ from adapters.store import Store, digest_of_files
 from adapters.types import Manifest, Stage
 from tests.adapter_folders import memory_folder
 
-ROUTES = ("sql", "json-out", "regex")
 TEXTS = ("one", "two", "three")
 
 
@@ -92,8 +91,9 @@ class Crash(BaseException):
 class RegistryMachine(RuleBasedStateMachine):
     """Rules draw `crash`: `None`, or the number of the statement (0 is BEGIN, 99 the commit) before which all ends."""
 
-    crashes = st.none() | st.integers(0, 14) | st.just(99) | st.just(100)
-    route = st.sampled_from(ROUTES)
+    crashes = st.sampled_from([*[None] * 25, *range(15), 99, 99, 99, 100])
+    numbers = st.sampled_from([1, 2, 3, 1, 2, 3, 4, 0, 9])
+    route = st.sampled_from(["sql", "sql", "sql", "regex"])
 
     @initialize()
     def start(self) -> None:
@@ -109,6 +109,10 @@ class RegistryMachine(RuleBasedStateMachine):
         (self.artifact / "weights.npy").write_bytes(b"w")
         self.store = Store(self.root / "store")
         self.registry = self.open()
+        self.create("sql", None)
+        for number in (1, 2, 3):
+            self.publish("sql", None, False)
+            self.promote("sql", number, None, None)
 
     def teardown(self) -> None:
         self.registry.close()
@@ -206,7 +210,7 @@ class RegistryMachine(RuleBasedStateMachine):
         act = lambda: self.registry.publish(route, manifest(self.seed))  # noqa: E731  # read beside its expectation
         self.attempt(crash, act, self.refusal(route, None), apply)
 
-    @rule(route=route, number=st.integers(0, 6), crash=crashes, stale=st.sampled_from([None, 0, -1]))
+    @rule(route=route, number=numbers, crash=crashes, stale=st.sampled_from([None, None, None, 0, -1]))
     def promote(self, route: str, number: int, crash: int | None, stale: int | None) -> None:
         known = self.known(route)
         refused: type[BranchlineError] | None = None
@@ -235,7 +239,7 @@ class RegistryMachine(RuleBasedStateMachine):
             lambda: known.go_back(target or 0),
         )
 
-    @rule(route=route, number=st.integers(0, 6), crash=crashes)
+    @rule(route=route, number=numbers, crash=crashes)
     def rollback_to(self, route: str, number: int, crash: int | None) -> None:
         known = self.known(route)
         refused: type[BranchlineError] | None = None
@@ -264,7 +268,7 @@ class RegistryMachine(RuleBasedStateMachine):
         act = lambda: self.registry.enable(route)  # noqa: E731
         self.attempt(crash, act, self.refusal(route, refused), lambda: known.change(enabled=True))
 
-    @rule(route=route, number=st.integers(0, 6), crash=crashes)
+    @rule(route=route, number=numbers, crash=crashes)
     def retire(self, route: str, number: int, crash: int | None) -> None:
         known = self.known(route)
         refused: type[BranchlineError] | None = None
@@ -381,7 +385,7 @@ class RegistryMachine(RuleBasedStateMachine):
         assert self.registry.view().live_classifier == (live.digest if live else None)
 
 
-RegistryMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
+RegistryMachine.TestCase.settings = settings(max_examples=35, stateful_step_count=40, deadline=None)
 TestRegistryMachine = RegistryMachine.TestCase
 
 
@@ -415,6 +419,27 @@ def test_a_rollback_skips_retired_versions(registry: Registry) -> None:
     promote_all(registry, 1, 2, 3)
     registry.retire("sql", 2)
     assert registry.rollback("sql").state.live == 1
+
+
+def test_a_retired_version_is_never_promoted_or_retired_again(registry: Registry) -> None:
+    registry.retire("sql", 1)
+    for act in (registry.retire, registry.promote):
+        with pytest.raises(Refused, match="sql@1 is retired"):
+            act("sql", 1)
+
+
+def test_the_classifier_rolls_back_one_promotion_at_a_time(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier" / "weights.npy").write_bytes(b"w")
+    store = Store(tmp_path / "store")
+    for number in (1, 2, 3):
+        publish_classifier(registry, store, tmp_path / "classifier", digest=f"{number:064x}", summary={})
+        promote_classifier(registry, number)
+    for number in (2, 1):
+        rollback_classifier(registry)
+        assert registry.classifier_state().live == number
+    with pytest.raises(Refused, match="no earlier classifier"):
+        rollback_classifier(registry)
 
 
 def test_retiring_the_live_version_brings_back_the_one_before_it(registry: Registry) -> None:
