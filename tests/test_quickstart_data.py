@@ -144,8 +144,12 @@ def test_guardrail_and_classifier_texts_share_nothing() -> None:
     assert train.isdisjoint(test)
 
 
-def test_pretraining_slots_hold_no_task_entity() -> None:
-    lexicon = load_lexicon()
+def test_pretraining_tasks_say_no_task_entity(written: tuple[TaskRows, Path]) -> None:
+    rng, lexicon = random.Random(2), load_lexicon()
+    texts = " ".join(segment.text for _ in range(6000) for segment in draw_conversation(rng, lexicon)).lower()
+    said = set(re.findall(r"[a-z]+", texts))
+    for rows in written[0].values():
+        assert said.isdisjoint(entity.lower() for split in SPLITS for row in rows[split] for entity in row.entities)
     assert reserved_words().isdisjoint(lexicon.words)
     assert reserved_words().isdisjoint(name.lower() for name in lexicon.names)
 

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from .entities import reserved_words
@@ -97,6 +98,7 @@ def invent_word(rng: random.Random) -> str:
             return word
 
 
+@cache
 def load_lexicon() -> Lexicon:
     """The committed lists."""
     words = (HERE / "words.txt").read_text(encoding="utf-8").split()

@@ -52,20 +52,22 @@ _LATER = (
     "and afterwards|and at some place behind it|, then any text, then]"
 )
 
+_PIECE = "[||||the text |the part |the piece |the letters |somehow |surely ]"
+
 _TRAIN_SHAPES = (
-    ("<starts> {a}", "^{a}"),
-    ("<ends> {a}", "{a}$"),
-    ("<has> {a}", "{a}"),
+    ("<starts> {A}", "^{a}"),
+    ("<ends> {A}", "{a}$"),
+    ("<has> {A}", "{a}"),
     ("<is> {a}", "^{a}$"),
-    ("<starts> {a} and <ends> {b}", "^{a}.*{b}$"),
-    ("<ends> {b} and <starts> {a}", "^{a}.*{b}$"),
-    ("<starts> {a} and <ends> {x}", "^{a}.*{x}$"),
-    ("<starts> {x} and <ends> {a}", "^{x}.*{a}$"),
-    (f"<has> {{a}} {_THEN} {{x}}", "{a}{x}"),
+    ("<starts> {A} and <ends> {B}", "^{a}.*{b}$"),
+    ("<ends> {B} and <starts> {A}", "^{a}.*{b}$"),
+    ("<starts> {A} and <ends> {x}", "^{a}.*{x}$"),
+    ("<starts> {x} and <ends> {A}", "^{x}.*{a}$"),
+    (f"<has> {{A}} {_THEN} {{x}}", "{a}{x}"),
     (f"<has> {{x}} {_THEN} {{a}}", "{x}{a}"),
-    (f"<starts> {{a}} {_THEN} {{x}}", "^{a}{x}"),
-    (f"<ends> {{a}} {_THEN} {{x}}", "{a}{x}$"),
-    (f"<has> {{a}} {_LATER} {{b}}", "{a}.*{b}"),
+    (f"<starts> {{A}} {_THEN} {{x}}", "^{a}{x}"),
+    (f"<ends> {{A}} {_THEN} {{x}}", "{a}{x}$"),
+    (f"<has> {{A}} {_LATER} {{b}}", "{a}.*{b}"),
     ("<has> [|either |one of |at least one of ]{a} or {b}", "({a}|{b})"),
     ("<starts> [|either |one of ]{a} or {b}", "^({a}|{b})"),
     ("<ends> [|either |one of ]{a} or {b}", "({a}|{b})$"),
@@ -76,6 +78,7 @@ def _inflect(wording: str, number: str) -> str:
     """Put a subject before a wording and its verbs into the number of the subject."""
     for verb, forms in _VERBS.items():
         wording = wording.replace(f"<{verb}>", forms[number])
+    wording = wording.replace("{A}", f"{_PIECE}{{a}}").replace("{B}", f"{_PIECE}{{b}}")
     return f"{_SUBJECTS[number]} {wording}"
 
 
@@ -98,7 +101,7 @@ BANKS: dict[Split, RegexPhrases] = {
         shapes=(
             ("[entries|records] [whose beginning is|that first have] {a}", "^{a}"),
             ("[entries|records] [whose ending is|that finally end with] {a}", "{a}$"),
-            ("[entries|records] [that surely contain|with somewhere the text] {a}", "{a}"),
+            ("[entries|records] [that do contain|where one finds] {a}", "{a}"),
             (
                 "[entries|records] [whose beginning is|that do start with] {a} and [whose ending is|that end with] {b}",
                 "^{a}.*{b}$",
@@ -108,8 +111,7 @@ BANKS: dict[Split, RegexPhrases] = {
                 "^{a}.*{x}$",
             ),
             (
-                "[entries|records] [that surely contain|with somewhere the text] {a} [, followed at once by|then "
-                "immediately] {x}",
+                "[entries|records] [that do contain|where one finds] {a} [, followed at once by|then immediately] {x}",
                 "{a}{x}",
             ),
             (
@@ -117,10 +119,9 @@ BANKS: dict[Split, RegexPhrases] = {
                 "immediately] {x}",
                 "^{a}{x}",
             ),
-            ("[entries|records] [that surely contain|with somewhere the text] {a} or else {b}", "({a}|{b})"),
+            ("[entries|records] [that do contain|where one finds] {a} or {b}", "({a}|{b})"),
             (
-                "[entries|records] [that surely contain|with somewhere the text] {a} [and sometime later|and then "
-                "much later] {b}",
+                "[entries|records] [that do contain|where one finds] {a} [and sometime later|and then much later] {b}",
                 "{a}.*{b}",
             ),
         ),

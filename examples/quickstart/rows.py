@@ -9,11 +9,13 @@ task.
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .entities import Split
+from .lexicon import load_lexicon
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,23 @@ def draw_rows(draw: Draw, split: Split, count: int, seed: int) -> list[Row]:
         if len(rows) == count:
             return list(rows.values())
     raise RuntimeError(f"only {len(rows)} different rows of {count} for split {split}: the phrase banks are too small")
+
+
+def disturb_wording(wording: str, rng: random.Random, meaning: frozenset[str]) -> str:
+    """Replace some of the words of a wording by words that mean nothing here, and put some in.
+
+    Slots and the words in `meaning` stay. Training rows are made so in part, because an adapter that has seen only clean wordings
+    leans on them, and then misses the slots of a wording it has never seen.
+    """
+    words = load_lexicon().words
+
+    def replace_word(match: re.Match[str]) -> str:
+        word = match.group()
+        if not word.startswith("{") and word not in meaning and rng.random() < 0.5:
+            word = rng.choice(words)
+        return f"{rng.choice(words)} {word}" if rng.random() < 0.1 else word
+
+    return re.sub(r"\{\w+\}|[a-zA-Z]+", replace_word, wording)
 
 
 def begin_sentence(text: str) -> str:

@@ -22,9 +22,7 @@ class SqlPhrases:
 
 FUNCTIONS = {
     "AVG": ("average", "mean"),
-    "MAX": ("highest", "largest", "maximum", "greatest"),
-    "MIN": ("lowest", "smallest", "minimum", "least"),
-    "SUM": ("total", "summed"),
+    "MAX": ("highest", "largest", "maximum"),
 }
 SIGNS = {
     ">": ("more than", "greater than", "above", "over", "higher than"),
@@ -67,19 +65,18 @@ BANKS: dict[Split, SqlPhrases] = {
         ),
         aggregate=f"[{_ASK}|how much is] [the|a|our|each|just the|any] {{f}} {{c}}[{_OF}]",
         equal=(
-            f"[[{_IF}] [is|equals|=|was|has been|has the value|says|shows|holds|stands at|bears|carries|turned "
-            f"out|[is|was] [noted|described|entered|known] as]|"
-            f"[{_IF_NOUN}] [of|=|being|called|named|saying|marked]] {{v}}"
+            f"[[{_IF}] [is|equals|=|was|has been|has the value|says|shows|holds|stands at|bears|carries|turns out to be|"
+            "[is|was|has been|got] [noted|described|entered|known|put down|filed|marked|shown] as]|"
+            f"[{_IF_NOUN}] [of|=|being|called|named|saying|marked|marked as]] {{v}}"
         ),
         compare=(
-            f"[[{_IF}] [is|was|goes|stays|has been|is something|comes to|stands|amounts to|ends up]|"
+            f"[[{_IF}] [is|was|goes|stays|has been|is something|comes to|stands|amounts to|ends up|turns out|turns out to be|came in]|"
             f"[{_IF_NOUN}] [of|being|that is|going|staying]] {{o}} {{n}}"
         ),
         endings=(".", ".", "?", "", "!", " please.", ", please.", " now."),
     ),
     "select": SqlPhrases(
-        column="[search for|select|give back|hand me|dig out|send] [the|every single] {c} [held by|belonging to|"
-        "known for] [the |]{t}",
+        column="[search for|select|give back|hand me|dig out|send] the {c} [held by|belonging to|known for] [the |]{t}",
         count="[[check|see|determine] how many {t} [turn up|show up|can be found]|[send|hand] me the number of {t}]",
         aggregate="[select|hand me|send|estimate|derive] the {f} {c} [held by|known for|belonging to] [the |]{t}",
         equal="[in which|but only when|assuming|supposing] the {k} [is given as|happens to be|comes out as] {v}",
@@ -89,7 +86,7 @@ BANKS: dict[Split, SqlPhrases] = {
     "eval": SqlPhrases(
         column="[[look|pull] up|retrieve|extract|output|provide|let me [see|have|know]|I am [looking for|after|"
         "interested in]|may I have|help me find]"
-        " [the|whatever] {c} [among the|across all|recorded for|on file for the|stored for the|within the] {t}",
+        " the {c} [among the|across all|recorded for|on file for the|stored for the|within the] {t}",
         count="[[compute|calculate|retrieve|output|provide|let me know] [the number of|the count of|how many] "
         "{t} [we hold|on file|appear]|[I wonder|I am curious] how many {t} [appear|we hold]]",
         aggregate="[compute|calculate|retrieve|output|provide|let me [see|have|know]|I am [looking for|after]|"
@@ -97,7 +94,7 @@ BANKS: dict[Split, SqlPhrases] = {
         equal="[provided|provided that|such that|as long as|on condition that|given that|limited to where] [the|"
         "that] {k} [matches|reads|is set to|is exactly|is recorded as|is listed as|is equal to] {v}",
         compare="[provided|provided that|such that|as long as|on condition that|given that|limited to where] "
-        "[the|that] {k} [remains|measures|reads|is recorded as|is set to|is anything] {o} {n}",
+        "the {k} [remains|measures|reads|is recorded as|is set to|is anything] {o} {n}",
         endings=(".", "?", ", thanks."),
     ),
 }

@@ -10,9 +10,14 @@ import random
 from dataclasses import dataclass
 
 from .entities import COLUMNS, TABLES, VALUES, Split, divide
-from .rows import Row, begin_sentence
+from .rows import Row, begin_sentence, disturb_wording
 from .sql_phrases import BANKS, FUNCTIONS, SIGNS, SqlPhrases
 from .wording import choose_wording, fill_slots
+
+_MEANING = frozenset(
+    word for group in (*FUNCTIONS.values(), *SIGNS.values()) for phrase in group for word in phrase.split()
+)
+_MEANING |= {"how", "many", "number", "count"}
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,12 @@ class Clause:
 
 
 def _draw_head(phrases: SqlPhrases, rng: random.Random) -> Clause:
-    kind = rng.choices(("column", "count", "aggregate"), (5, 2, 3))[0]
+    kind = rng.choices(("column", "count", "aggregate"), (5, 2, 2))[0]
     if kind == "column":
         return Clause(choose_wording(phrases.column, rng), "SELECT {c} FROM {t}")
     if kind == "count":
         return Clause(choose_wording(phrases.count, rng), "SELECT COUNT(*) FROM {t}")
-    function = rng.choice(("AVG", "MAX", "MIN", "SUM"))
+    function = rng.choice(("AVG", "MAX"))
     wording = choose_wording(phrases.aggregate, rng).replace("{f}", rng.choice(FUNCTIONS[function]))
     return Clause(wording, "SELECT {f}({c}) FROM {t}".replace("{f}", function))
 
@@ -47,7 +52,11 @@ def draw_sql(split: Split, rng: random.Random) -> Row:
     phrases = BANKS[split]
     head = _draw_head(phrases, rng)
     condition = _draw_condition(phrases, rng) if rng.random() < 0.85 or "COUNT" in head.sql else Clause("", "")
-    columns = rng.sample(divide(COLUMNS, split), rng.randint(2, 4))
+    if split == "train" and rng.random() < 0.3:
+        head = Clause(disturb_wording(head.wording, rng, _MEANING), head.sql)
+    if split == "train" and rng.random() < 0.3:
+        condition = Clause(disturb_wording(condition.wording, rng, _MEANING), condition.sql)
+    columns = rng.sample(divide(COLUMNS, split), rng.randint(2, 3))
     selected, compared = rng.sample(columns, 2)
     slots = {
         "t": rng.choice(divide(TABLES, split)),
