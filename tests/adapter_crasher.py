@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -35,7 +36,7 @@ def open_home(home: Path) -> tuple[Registry, Store]:
 
 
 def publish_for_ever(home: Path, base: Base, kill: int, acknowledge: Acknowledge) -> None:
-    """Publish one folder of new bytes after the other; their sources stay, so that they can be published again."""
+    """Publish one folder of new bytes after the other; the last source stays, so that it can be published again."""
     registry, store = open_home(home)
     count = 0
     while True:
@@ -44,6 +45,7 @@ def publish_for_ever(home: Path, base: Base, kill: int, acknowledge: Acknowledge
         acknowledge(["start"])
         done = publish_folder(registry, store, ROUTE, folder, base)
         acknowledge(["published", done.version.number, done.version.digest])
+        shutil.rmtree(folder)
         count += 1
 
 
