@@ -326,7 +326,7 @@ class BackendContract:
         assert live.refusal(completions(rig.names[0], prompt)).param == "prompt"
 
     def test_neutral_values_of_openai_clients_change_nothing(self, rig: Rig, live: Live) -> None:
-        neutral = {
+        neutral: dict[str, object] = {
             "n": 1,
             "presence_penalty": 0,
             "frequency_penalty": 0.0,
