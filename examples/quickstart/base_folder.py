@@ -67,6 +67,15 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
+def make_tokenizer_portable(path: Path) -> None:
+    """Name the tokenizer's class and special tokens as transformers 4 and 5 both read them."""
+    config = read_json(path)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    config.pop("backend", None)
+    write_json(path, config)
+
+
 def write_base(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, record: TrainingRecord) -> None:
     """Write weights, tokenizer, generation settings and DATA.json."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +88,7 @@ def write_base(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, reco
     )
     saved.save_pretrained(folder)
     wrap_tokenizer(tokenizer).save_pretrained(folder)
+    make_tokenizer_portable(folder / "tokenizer_config.json")
     origin = {
         "made_by": "python -m examples.quickstart.make_base",
         "torch": torch.__version__,

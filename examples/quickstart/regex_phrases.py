@@ -23,13 +23,15 @@ _VERBS = {
     "starts": {
         "many": "[start with|begin with|have at the start|must start with|must begin with|open with|have first]",
         "one": "[starts with|begins with|has at the start|must start with|opens with|has first|is started by]",
-        "phrase": "[starting with|beginning with|with at the start|opening with|whose first word is|which at "
+        "phrase": "[starting with|beginning with|with at the start|opening with|whose first word is|whose first "
+        "part is|at whose start is|whose start shows|which at "
         "first has|led by]",
     },
     "ends": {
         "many": "[end with|finish with|end in|have at the end|must end with|close with|have last]",
         "one": "[ends with|finishes with|ends in|has at the end|must end with|closes with|has last|is ended by]",
-        "phrase": "[ending with|ending in|with at the end|closing with|whose last word is|which at last has]",
+        "phrase": "[ending with|ending in|with at the end|closing with|whose last word is|whose last part is|at "
+        "whose end is|whose end shows|which at last has]",
     },
     "has": {
         "many": "[contain|include|have|must contain|mention|carry|show somewhere]",
@@ -83,8 +85,8 @@ def _inflect(wording: str, number: str) -> str:
 
 
 _ITEM = "[anything|values|tokens|messages]"
-_START = f"{_ITEM} [whose start is|beginning in|always starting with]"
-_END = f"{_ITEM} [whose end is|finishing in|always ending with]"
+_START = f"{_ITEM} [whose start is|beginning right with|always starting with]"
+_END = f"{_ITEM} [whose end is|ending right with|always ending with]"
 _HOLD = f"{_ITEM} [that do include|containing the word|with the word]"
 _AND_END = "[and also end with|while ending in|but ending with]"
 _NEXT = "[being followed by|which is followed by|and right after it]"
@@ -101,7 +103,7 @@ BANKS: dict[Split, RegexPhrases] = {
         shapes=(
             ("[entries|records] [whose beginning is|that first have] {a}", "^{a}"),
             ("[entries|records] [whose ending is|that finally end with] {a}", "{a}$"),
-            ("[entries|records] [that do contain|where one finds] {a}", "{a}"),
+            ("[entries|records] [that do contain|that also include] {a}", "{a}"),
             (
                 "[entries|records] [whose beginning is|that do start with] {a} and [whose ending is|that end with] {b}",
                 "^{a}.*{b}$",
@@ -111,7 +113,8 @@ BANKS: dict[Split, RegexPhrases] = {
                 "^{a}.*{x}$",
             ),
             (
-                "[entries|records] [that do contain|where one finds] {a} [, followed at once by|then immediately] {x}",
+                "[entries|records] [that do contain|that also include] {a} [, followed at once by|then "
+                "immediately] {x}",
                 "{a}{x}",
             ),
             (
@@ -119,9 +122,10 @@ BANKS: dict[Split, RegexPhrases] = {
                 "immediately] {x}",
                 "^{a}{x}",
             ),
-            ("[entries|records] [that do contain|where one finds] {a} or {b}", "({a}|{b})"),
+            ("[entries|records] [that do contain|that also include] {a} or {b}", "({a}|{b})"),
             (
-                "[entries|records] [that do contain|where one finds] {a} [and sometime later|and then much later] {b}",
+                "[entries|records] [that do contain|that also include] {a} [and sometime later|and then much "
+                "later] {b}",
                 "{a}.*{b}",
             ),
         ),

@@ -1,6 +1,6 @@
 """The `regex` task: an English description -> a regular expression.
 
-    Lines that start with foo and end with three digits
+    Lines that start with 'foo' and end with three digits
     -> ^foo.*\\d{3}$
 
 Entities: the literal words. Counts and the names of character classes are not entities.
@@ -56,7 +56,7 @@ def draw_regex(split: Split, rng: random.Random) -> Row:
     template = begin_sentence(wording) + rng.choice(phrases.endings)
     first, second = rng.sample(divide(LITERALS, split), 2)
     part = _draw_class(rng)
-    quote = rng.choice(("", "", "'", '"'))
+    quote = rng.choice(("'", '"'))
     said = {"a": quote + first + quote, "b": quote + second + quote, "x": part.said}
     output = fill_slots(pattern, {"a": first, "b": second, "x": part.written})
     used = {word for word, slot in ((first, "{a}"), (second, "{b}")) if slot in pattern}

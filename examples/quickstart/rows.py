@@ -46,8 +46,8 @@ def draw_rows(draw: Draw, split: Split, count: int, seed: int) -> list[Row]:
 def disturb_wording(wording: str, rng: random.Random, meaning: frozenset[str]) -> str:
     """Replace some of the words of a wording by words that mean nothing here, and put some in.
 
-    Slots and the words in `meaning` stay. Training rows are made so in part, because an adapter that has seen only clean wordings
-    leans on them, and then misses the slots of a wording it has never seen.
+    Slots and the words in `meaning` stay. Training rows are made so in part, because an adapter that has seen only
+    clean wordings leans on them, and then misses the slots of a wording it has never seen.
     """
     words = load_lexicon().words
 

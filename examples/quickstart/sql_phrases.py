@@ -41,21 +41,24 @@ _WHICH = (
     "[the|each|every|nothing but the|just the|all the|any|the exact|the full|the current|the known|the "
     "precise|the actual|the stated]"
 )
-_OF = (
-    "| [of|for|in|from] [|the |all |those |these |our ]{t}| over all {t}| of any of the {t}| [attached|linked|"
-    "tied] to the {t}|"
-    " [kept|noted|given] for [the|all] {t}| under {t}| shown in {t}"
-)
 _IF = (
     "where [|the |its |their ]{k}|when [|the |its ]{k}|if [|the |its ]{k}|for which [the ]{k}|only if [the |]{k}|"
     "only where [the |]{k}|in case [the ]{k}|whose {k}|while the {k}|everywhere the {k}|once the {k}|so that the {k}|"
-    "in the event that the {k}"
+    "in the event that the {k}|in cases where the {k}|as soon as the {k}|as far as the {k}|"
+    "at times when the {k}|to the extent that the {k}|on days where the {k}|under which the {k}"
+)
+_IS_SAID = (
+    "[[is|was|has been|got] [noted|described|entered|known|put down|filed|marked|shown|counted|seen|labelled|"
+    "classed] as|"
+    "[is|was] [said|found|thought|meant|bound|sure|seen] to be|[is|was] [fixed|put|close|due|tied|turned] [to|at|"
+    "on|by]|"
+    "turns out to be|[is|was] [just|only|simply|clearly|truly|always]]"
 )
 _IF_NOUN = "with [|a |the ]{k}|having [|a |the ]{k}|subject to [a |the |]{k}|by {k}"
 
 BANKS: dict[Split, SqlPhrases] = {
     "train": SqlPhrases(
-        column=f"[{_ASK}] {_WHICH} {{c}}[{_OF}]",
+        column=f"[{_ASK}] {_WHICH} {{c}}",
         count=(
             "[how many {t}[| there are| are there| do we have| are listed| exist| are known]|count [|the |all |"
             "all the |those ]{t}|"
@@ -63,22 +66,22 @@ BANKS: dict[Split, SqlPhrases] = {
             "[show|get|return|I want|please give] [a|the] count of [|the |all ]{t}|the number of {t}|"
             "[say|tell us|find out|I need to know|work out|tell me] how many {t}[| there are| exist| are listed]]"
         ),
-        aggregate=f"[{_ASK}|how much is] [the|a|our|each|just the|any] {{f}} {{c}}[{_OF}]",
+        aggregate=f"[{_ASK}|how much is] [the|a|our|each|just the|any] {{f}} {{c}}",
         equal=(
-            f"[[{_IF}] [is|equals|=|was|has been|has the value|says|shows|holds|stands at|bears|carries|turns out to be|"
-            "[is|was|has been|got] [noted|described|entered|known|put down|filed|marked|shown] as]|"
-            f"[{_IF_NOUN}] [of|=|being|called|named|saying|marked|marked as]] {{v}}"
+            f"[[{_IF}] [[is|equals|=|was|has been|has the value|says|shows|holds|stands at|bears|carries]|"
+            f"{_IS_SAID}]|[{_IF_NOUN}] [of|=|being|called|named|saying|marked|marked as]] {{v}}"
         ),
         compare=(
-            f"[[{_IF}] [is|was|goes|stays|has been|is something|comes to|stands|amounts to|ends up|turns out|turns out to be|came in]|"
+            f"[[{_IF}] [is|was|goes|stays|has been|is something|comes to|stands|amounts to|ends up|turns out|"
+            f"turns out to be|came in]|"
             f"[{_IF_NOUN}] [of|being|that is|going|staying]] {{o}} {{n}}"
         ),
         endings=(".", ".", "?", "", "!", " please.", ", please.", " now."),
     ),
     "select": SqlPhrases(
-        column="[search for|select|give back|hand me|dig out|send] the {c} [held by|belonging to|known for] [the |]{t}",
+        column="[search for|select|give back|hand me|dig out|send] the {c}",
         count="[[check|see|determine] how many {t} [turn up|show up|can be found]|[send|hand] me the number of {t}]",
-        aggregate="[select|hand me|send|estimate|derive] the {f} {c} [held by|known for|belonging to] [the |]{t}",
+        aggregate="[select|hand me|send|estimate|derive] the {f} {c}",
         equal="[in which|but only when|assuming|supposing] the {k} [is given as|happens to be|comes out as] {v}",
         compare="[in which|but only when|assuming|supposing] the {k} [happens to be|comes out|lies] {o} {n}",
         endings=(".", "?"),
@@ -86,13 +89,13 @@ BANKS: dict[Split, SqlPhrases] = {
     "eval": SqlPhrases(
         column="[[look|pull] up|retrieve|extract|output|provide|let me [see|have|know]|I am [looking for|after|"
         "interested in]|may I have|help me find]"
-        " the {c} [among the|across all|recorded for|on file for the|stored for the|within the] {t}",
+        " the {c}",
         count="[[compute|calculate|retrieve|output|provide|let me know] [the number of|the count of|how many] "
         "{t} [we hold|on file|appear]|[I wonder|I am curious] how many {t} [appear|we hold]]",
         aggregate="[compute|calculate|retrieve|output|provide|let me [see|have|know]|I am [looking for|after]|"
-        "help me find] the {f} {c} [among the|across all|recorded for|on file for the|stored for the] {t}",
-        equal="[provided|provided that|such that|as long as|on condition that|given that|limited to where] [the|"
-        "that] {k} [matches|reads|is set to|is exactly|is recorded as|is listed as|is equal to] {v}",
+        "help me find] the {f} {c}",
+        equal="[provided|provided that|such that|as long as|on condition that|given that|limited to where] the "
+        "{k} [matches|reads|is set to|is exactly|is recorded as|is listed as|is equal to] {v}",
         compare="[provided|provided that|such that|as long as|on condition that|given that|limited to where] "
         "the {k} [remains|measures|reads|is recorded as|is set to|is anything] {o} {n}",
         endings=(".", "?", ", thanks."),

@@ -52,9 +52,9 @@ def draw_sql(split: Split, rng: random.Random) -> Row:
     phrases = BANKS[split]
     head = _draw_head(phrases, rng)
     condition = _draw_condition(phrases, rng) if rng.random() < 0.85 or "COUNT" in head.sql else Clause("", "")
-    if split == "train" and rng.random() < 0.3:
+    if split == "train" and rng.random() < 0.7:
         head = Clause(disturb_wording(head.wording, rng, _MEANING), head.sql)
-    if split == "train" and rng.random() < 0.3:
+    if split == "train" and rng.random() < 0.5:
         condition = Clause(disturb_wording(condition.wording, rng, _MEANING), condition.sql)
     columns = rng.sample(divide(COLUMNS, split), rng.randint(2, 3))
     selected, compared = rng.sample(columns, 2)
@@ -65,11 +65,12 @@ def draw_sql(split: Split, rng: random.Random) -> Row:
         "v": rng.choice(divide(VALUES, split)),
         "n": str(rng.randint(1, 999)),
     }
+    quote = rng.choice(("", "'", "'", '"'))
     if condition.wording and rng.random() < 0.25:
         template = f"{begin_sentence(condition.wording)}, {head.wording}"
     else:
         template = begin_sentence(f"{head.wording} {condition.wording}".strip())
     template += rng.choice(phrases.endings)
     used = {slots[name] for name in slots if name != "n" and "{" + name + "}" in head.sql + condition.sql}
-    prompt = f"{slots['t']}({', '.join(columns)}): {fill_slots(template, slots)}"
+    prompt = f"{slots['t']}({', '.join(columns)}): {fill_slots(template, slots | {'v': quote + slots['v'] + quote})}"
     return Row(prompt, fill_slots(head.sql + condition.sql, slots), template, frozenset(used | set(columns)))
