@@ -57,6 +57,10 @@ def raw_tokenizer() -> Tokenizer:
     return load_raw_tokenizer(BASE)
 
 
+def _entities(rows: Iterable[Row]) -> set[str]:
+    return {entity for row in rows for entity in row.entities}
+
+
 def _phrases(split: Split) -> dict[str, set[str]]:
     """Every surface form of every phrase of a split's banks, by bank."""
     sql, booking, regex = sql_phrases.BANKS[split], booking_phrases.BANKS[split], regex_phrases.BANKS[split]
@@ -90,7 +94,7 @@ def test_splits_share_no_template_entity_or_output(name: tasks.TaskName, written
         first, second = rows[one], rows[other]  # type: ignore[index]
         assert {row.template for row in first}.isdisjoint(row.template for row in second)
         assert {row.output for row in first}.isdisjoint(row.output for row in second)
-        assert frozenset().union(*(row.entities for row in first)).isdisjoint(*(row.entities for row in second))
+        assert _entities(first).isdisjoint(_entities(second))
 
 
 @pytest.mark.parametrize("name", tasks.TASK_NAMES)
@@ -167,9 +171,9 @@ def test_pretraining_tasks_contain_no_template_and_no_notation_of_the_tasks(writ
     seen = set().union(*map(_fixed_windows, texts))
     for rows in written[0].values():
         templates = {row.template for split in SPLITS for row in rows[split]}
-        assert seen.isdisjoint(*map(_fixed_windows, templates))
+        assert seen.isdisjoint(set().union(*map(_fixed_windows, templates)))
     for text in texts:
-        assert not re.search(r"SELECT .* FROM |COUNT\(|\\d|\[a-z\]|\.\*|\"people\"", text), text
+        assert not re.search(r"SELECT .* FROM |COUNT\(|\\d[{+]|\[a-z\]|\.\*\w+\$|\"people\"", text), text
 
 
 @given(st.integers(0, 2**32))

@@ -90,7 +90,8 @@ Rosalind Stella Tobias Ursula Viktor Wilma Xavier Yvonne Zelda
 # Reserved like the others, but no entities: the fixed wording of a pretraining task says them, so the base met them
 # (`discount` only because it has `count` in it).
 SPOKEN_IN_PRETRAINING = frozenset(
-    _words("""append continue cost count discount fetch final guest join label language large level match model origin push remove
+    _words("""append continue cost count discount fetch final guest join label language large level match model origin
+push remove
 replace score seats shape sharp small sort thread tickets total year young""")
 )
 
