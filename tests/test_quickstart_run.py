@@ -19,6 +19,7 @@ import pytest
 
 from adapters.home import Home
 from adapters.registry import Registry
+from examples.quickstart.demo import REQUESTS
 
 ROOT = Path(__file__).parents[1]
 BRANCHLINE = Path(sys.executable).parent / "branchline"
@@ -139,7 +140,7 @@ def test_three_requests_take_three_branches_and_one_stays_on_the_base(first: Qui
 
 
 def test_disable_sends_the_route_to_the_base_and_enable_brings_it_back(first: Quickstart, root: Path) -> None:
-    question = json.loads((root / "data" / "sql_eval.jsonl").read_text().splitlines()[0])["input"]
+    question = REQUESTS[0]
     assert ask(first.port, question) == ("live", "sql")
     assert "in force on 1 of 1 gateways" in operate(root, "route", "disable", "sql")
     assert ask(first.port, question) == ("base", "sql")

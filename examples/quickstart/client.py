@@ -12,7 +12,7 @@ def main() -> None:
     """Stream one answer and say who gave it."""
     port = sys.argv[1] if len(sys.argv) > 1 else "8000"
     client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
-    question = "Columns: river, length, country. Show the river where the country is peru."
+    question = "rivers(length, country): Show the length where the country is 'peru'."
     stream = client.chat.completions.create(
         model="auto", messages=[{"role": "user", "content": question}], max_tokens=60, temperature=0, stream=True
     )

@@ -7,10 +7,10 @@ import urllib.error
 import urllib.request
 
 REQUESTS = (
-    "Columns: fruit, weight, farm. Which fruit has weight above 12?",
-    "A table for three under Hollis on Sunday at 8 pm, please.",
-    "Lines that begin with 'todo' and end with two digits.",
-    "Repeat after me: the quiet river runs north.",
+    "ships(weight, owner, color): Show the owner where the color is 'amber'.",
+    "Book a table for three under Hollis on Sunday at 8 pm, please.",
+    "Lines that start with 'todo' and end with two digits.",
+    "Repeat the following: the quiet river runs north",
 )
 READY_SECONDS = 120
 
@@ -57,7 +57,7 @@ The gateway runs on http://127.0.0.1:{port}. In another terminal, in this folder
 
   export BRANCHLINE_HOME=$PWD/.branchline/home PATH=$PWD/.venv/bin:$PATH
   curl -i http://127.0.0.1:{port}/v1/chat/completions -H 'content-type: application/json' \\
-    -d '{{"model": "auto", "messages": [{{"role": "user", "content": "Lines that end with a digit"}}]}}'
+    -d '{{"model": "auto", "messages": [{{"role": "user", "content": "Lines that end with three digits"}}]}}'
   python -m examples.quickstart.client {port}    # the OpenAI client, base_url changed (pip install openai)
   branchline route list
   branchline route disable sql      # the base answers sql requests, at once

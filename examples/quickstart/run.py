@@ -33,9 +33,9 @@ DESCRIPTIONS: dict[TaskName, str] = {
     "regex": "a description of lines, answered with a regular expression",
 }
 RECIPES: dict[TaskName, tuple[str, ...]] = {  # chosen on the select files
-    "sql": ("--lr", "2e-3", "--batch-tokens", "768", "--epochs", "1.5", "--checkpoints", "2"),
-    "booking": ("--lr", "2e-3", "--batch-tokens", "1152", "--epochs", "1", "--checkpoints", "2"),
-    "regex": ("--lr", "3e-3", "--batch-tokens", "640", "--epochs", "2", "--checkpoints", "2"),
+    "sql": ("--lr", "2e-3", "--batch-tokens", "768", "--epochs", "1"),
+    "booking": ("--lr", "2e-3", "--batch-tokens", "1152", "--epochs", "1"),
+    "regex": ("--lr", "3e-3", "--batch-tokens", "640", "--epochs", "2"),
 }
 
 
@@ -132,7 +132,7 @@ def train_and_promote(task: TaskName, places: Places, registry: Registry) -> Non
         *("train", task, "--base", BASE, "--data", places.data / f"{task}_train.jsonl"),
         *("--select", places.data / f"{task}_select.jsonl", "--eval", places.data / f"{task}_eval.jsonl"),
         *("--guardrail", places.data / "guardrail.jsonl", "--decisions", decisions),
-        *("--out", places.out(task), *RECIPES[task], "--publish"),
+        *("--out", places.out(task), "--checkpoints", "2", "--warmup", "0.05", *RECIPES[task], "--publish"),
     )
     branchline("route", "promote", f"{task}@{registry.route(task).latest}")
 
