@@ -11,10 +11,11 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 from .errors import shown
 
@@ -87,6 +88,8 @@ def stream_facts(path: Path, entry: TensorEntry) -> TensorFacts:
 
 
 def _piece_facts(piece: bytes, dtype: str) -> tuple[bool, bool]:
+    import numpy as np  # here: it costs every command 80 ms, and only publishing reads tensors
+
     if dtype == "BF16":
         bits = np.frombuffer(piece, dtype="<u2")
         return bool(((bits & 0x7F80) != 0x7F80).all()), bool(((bits & 0x7FFF) == 0).all())

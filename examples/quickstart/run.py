@@ -128,11 +128,14 @@ def train_and_promote(task: TaskName, places: Places, registry: Registry) -> Non
     say(f"{task}: {DESCRIPTIONS[task]}")
     decisions = places.root / f"{task}_decisions.jsonl"
     branchline("classifier", "decide", places.data / f"{task}_judged.jsonl", "--out", decisions)
+    common = ("--checkpoints", "2", "--warmup", "0.05")
     branchline(
         *("train", task, "--base", BASE, "--data", places.data / f"{task}_train.jsonl"),
         *("--select", places.data / f"{task}_select.jsonl", "--eval", places.data / f"{task}_eval.jsonl"),
         *("--guardrail", places.data / "guardrail.jsonl", "--decisions", decisions),
-        *("--out", places.out(task), "--checkpoints", "2", "--warmup", "0.05", *RECIPES[task], "--publish"),
+        *("--out", places.out(task), "--publish"),
+        *common,
+        *RECIPES[task],
     )
     branchline("route", "promote", f"{task}@{registry.route(task).latest}")
 
