@@ -75,6 +75,8 @@ class Quickstart:
         os.killpg(self.process.pid, signal.SIGINT)
         code = self.process.wait(timeout=60)
         self._reader.join(timeout=10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
         return code
 
 

@@ -6,7 +6,6 @@ after Ctrl-C at any moment, goes on from there. State lives in `.branchline/` of
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ DESCRIPTIONS: dict[TaskName, str] = {
     "booking": "a table booking, answered with JSON",
     "regex": "a description of lines, answered with a regular expression",
 }
+STOP_SECONDS = 20
 RECIPES: dict[TaskName, tuple[str, ...]] = {  # chosen on the select files
     "sql": ("--lr", "2e-3", "--batch-tokens", "768", "--epochs", "1"),
     "booking": ("--lr", "2e-3", "--batch-tokens", "1152", "--epochs", "1"),
@@ -154,9 +154,12 @@ def serve(port: int) -> None:
 
 
 def stop(gateway: "subprocess.Popen[bytes]") -> int:
-    """Ctrl-C reached the gateway too (same terminal); let it finish its answers."""
-    gateway.send_signal(signal.SIGINT)
-    return gateway.wait(timeout=30)
+    """Ctrl-C at a terminal reaches the gateway too, and a second one would cut its answers short: wait for it first."""
+    try:
+        return gateway.wait(timeout=STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        gateway.terminate()
+        return gateway.wait(timeout=STOP_SECONDS)
 
 
 def branchline(*arguments: str | Path) -> None:
