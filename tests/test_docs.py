@@ -28,9 +28,10 @@ def shown_commands() -> list[str]:
 
 
 def test_the_command_reference_is_what_the_commands_say() -> None:
-    # A process of its own: click keeps a command's first help option, so a test that ran a command by itself changes it.
-    made = subprocess.run([sys.executable, "-m", "tests.cli_help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == made.stdout, (
+    # A process of its own: click keeps a command's first help option, so a test that ran a command alone changes it.
+    command = [sys.executable, "-m", "tests.cli_help"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == made, (
         "run `python -m tests.cli_help > docs/cli.md`"
     )
 
