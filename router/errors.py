@@ -61,12 +61,20 @@ class AdapterUnavailable(RouterError):
     """The version cannot be served now: not resident, not loadable, or not proved to be applied."""
 
 
+class NotApplied(AdapterUnavailable):
+    """The engine answers for the version, but not with what the version is: it changes nothing, or the wrong thing."""
+
+
 class EngineOverloaded(RouterError):
     """The engine or a cap takes no further request now."""
 
 
 class EngineFailed(RouterError):
     """The engine died, hung or answered garbage."""
+
+
+class EngineUnavailable(EngineFailed):
+    """No engine can take the request now: starting, restarting or down."""
 
 
 class ClassifierInvalid(RouterError):
@@ -94,8 +102,10 @@ TABLE: dict[type[Exception], Wire] = {
     ModelNotFound: Wire(404, "invalid_request_error", "model_not_found"),
     RouteDisabled: Wire(409, "invalid_request_error", "route_disabled"),
     AdapterUnavailable: Wire(503, "server_error", "adapter_unavailable"),
+    NotApplied: Wire(503, "server_error", "adapter_unavailable"),
     EngineOverloaded: Wire(429, "rate_limit_error", "engine_overloaded"),
     EngineFailed: Wire(502, "server_error", "engine_failed"),
+    EngineUnavailable: Wire(503, "server_error", "engine_unavailable"),
     ClassifierInvalid: Wire(500, "server_error", "classifier_invalid"),
     ConfigInvalid: Wire(500, "server_error", "config_invalid"),
     RouterError: Wire(500, "server_error", "internal_error"),

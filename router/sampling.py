@@ -67,6 +67,8 @@ class Sampling:
     @classmethod
     def parse(cls, body: Mapping[str, object], endpoint: Endpoint, defaults: Defaults | None = None) -> Sampling:
         """Read `body`; raises `InvalidRequest` naming the first parameter that is unsupported or out of range."""
+        if endpoint not in _HONOURED_BY:
+            raise InvalidRequest(f"/{endpoint} is not served by this engine", code="unsupported_endpoint")
         defaults = defaults or Defaults()
         given = {name: value for name, value in body.items() if value is not None}
         _refuse_unsupported(given, endpoint)

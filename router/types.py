@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Endpoint = Literal["chat/completions", "completions"]
+Endpoint = Literal["chat/completions", "completions", "responses", "tokenize"]
 FinishReason = Literal["stop", "length"]
 Reason = Literal[
     "classified",
@@ -21,6 +21,7 @@ Reason = Literal[
     "not_permitted",
 ]
 DecisionStage = Literal["live", "pinned", "base"]
+EngineState = Literal["starting", "up", "draining", "down"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +96,20 @@ class Reply:
 
     body: AsyncIterator[bytes]
     content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """One engine process as the gateway sees it. `name` is shown to operators, `problem` is why it is not up.
+
+    `outstanding` counts calls being answered, `resident` versions proved on this start, `restarts` starts after the
+    first. `base_fingerprint` is `None` where nobody could look at the base this engine serves.
+    """
+
+    name: str
+    state: EngineState
+    outstanding: int = 0
+    resident: int = 0
+    restarts: int = 0
+    problem: str | None = None
+    base_fingerprint: str | None = None

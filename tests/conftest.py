@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.backend_contract")
+pytest.register_assert_rewrite("tests.backend_contract", "tests.vllm_engine")

@@ -16,6 +16,7 @@ import uvicorn
 from adapters.base import Base, find_base
 from adapters.classifiers import publish_classifier
 from adapters.home import Home
+from adapters.probes import NO_PROBES, Probes
 from adapters.publish import publish_folder
 from adapters.registry import Registry
 from adapters.store import Store
@@ -109,7 +110,7 @@ class ScriptedEngine(EchoBackend):
         self.resumed.set()
         self.resumed = asyncio.Event()
 
-    async def load(self, version: AdapterVersion, folder: Path) -> None:
+    async def load(self, version: AdapterVersion, folder: Path, probes: Probes = NO_PROBES) -> None:
         ref = str(version.ref)
         self.script.loads.append(ref)
         if ref in self.script.held:
@@ -118,7 +119,7 @@ class ScriptedEngine(EchoBackend):
             raise AdapterUnavailable(self.script.faults[ref])
         if ref in self.script.crashes:
             raise RuntimeError("secret of the engine")
-        await super().load(version, folder)
+        await super().load(version, folder, probes)
 
     async def unload(self, engine_name: str) -> None:
         self.script.unloads.append(engine_name)

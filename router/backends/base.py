@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from adapters.probes import NO_PROBES, Probes
 from adapters.types import AdapterVersion
 
-from ..types import Call, Reply
+from ..types import Call, EngineStatus, Reply
 
 
 class Backend(Protocol):
@@ -25,6 +27,14 @@ class Backend(Protocol):
     def base_fingerprint(self) -> str | None:
         """The base's fingerprint, `None` where this engine cannot tell. Constant after `start`."""
 
+    @property
+    def capacity(self) -> int | None:
+        """How many versions can be resident at once, `None` where only memory limits it."""
+
+    @property
+    def engines(self) -> Sequence[EngineStatus]:
+        """The engine processes behind this backend, for operators. Never blocks."""
+
     async def start(self) -> None:
         """Bring the engine up; returns once the base can answer. Raises `EngineFailed`."""
 
@@ -34,11 +44,11 @@ class Backend(Protocol):
     async def ready(self) -> bool:
         """Whether the base can answer now. Never raises."""
 
-    async def load(self, version: AdapterVersion, folder: Path) -> None:
-        """Make `version` (files in `folder`, verified) resident, and prove that it is applied.
+    async def load(self, version: AdapterVersion, folder: Path, probes: Probes = NO_PROBES) -> None:
+        """Make `version` (files in `folder`, verified) resident, and prove that it is applied; `probes` may help.
 
         Afterwards calls for `version.engine_name` pay no load. Idempotent; runs beside traffic without
-        disturbing it. Raises `AdapterUnavailable` and leaves everything as it was.
+        disturbing it. Raises `AdapterUnavailable` (`NotApplied` where the proof fails) and leaves everything as it was.
         """
 
     async def unload(self, engine_name: str) -> None:
@@ -52,6 +62,7 @@ class Backend(Protocol):
 
         `InvalidRequest` (wrong or unsupported parameter, named; too long for the context),
         `AdapterUnavailable` (the version is not resident), `EngineOverloaded`, `EngineFailed`.
+        An endpoint this engine does not serve is `InvalidRequest` with code `unsupported_endpoint`.
         Afterwards `reply.body` may raise `EngineFailed`. For a stream, the body ends with `data: [DONE]`.
         `model` in the answer is `call.engine_name`. Closing `reply.body` stops the work for this call
         within one decoding step.

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters.probes import NO_PROBES, Probes
 from adapters.rows import last_user_text
 from adapters.types import AdapterVersion
 
 from ..errors import AdapterUnavailable, EngineFailed
 from ..frames import Events, reply
 from ..sampling import Sampling
-from ..types import Call, Chunk, FinishReason, Reply, Usage
+from ..types import Call, Chunk, EngineStatus, FinishReason, Reply, Usage
 from .prompt import TextOrIds, parse_messages, parse_prompts
 from .stops import StopScanner
 
@@ -60,6 +61,22 @@ class EchoBackend:
         return self._base_fingerprint
 
     @property
+    def capacity(self) -> int | None:
+        return None
+
+    @property
+    def engines(self) -> list[EngineStatus]:
+        return [
+            EngineStatus(
+                "echo",
+                "up" if self._up else "down",
+                outstanding=self._running,
+                resident=len(self._resident),
+                base_fingerprint=self._base_fingerprint,
+            )
+        ]
+
+    @property
     def running(self) -> int:
         """How many calls are being worked on."""
         return self._running
@@ -74,7 +91,7 @@ class EchoBackend:
     async def ready(self) -> bool:
         return self._up
 
-    async def load(self, version: AdapterVersion, folder: Path) -> None:
+    async def load(self, version: AdapterVersion, folder: Path, probes: Probes = NO_PROBES) -> None:
         if version.engine_name not in self._resident:
             await asyncio.to_thread(_check_folder, folder, version.engine_name)
             self._resident.add(version.engine_name)

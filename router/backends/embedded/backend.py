@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.base import Base
+from adapters.probes import NO_PROBES, Probes
 from adapters.types import AdapterVersion
 
 from ...errors import AdapterUnavailable, EngineFailed, EngineOverloaded
 from ...frames import Events, reply
 from ...sampling import Sampling
-from ...types import Call, Reply
+from ...types import Call, EngineStatus, Reply
 from .chat import call_token_ids, probe_token_ids
 from .decoder import Decoder
 from .engine import Engine, load_engine
@@ -64,6 +65,23 @@ class EmbeddedBackend:
         return self._base.fingerprint
 
     @property
+    def capacity(self) -> int | None:
+        return None
+
+    @property
+    def engines(self) -> list[EngineStatus]:
+        up = self._decoder is not None and self._decoder.alive
+        return [
+            EngineStatus(
+                "embedded",
+                "up" if up else "down",
+                outstanding=self.running,
+                resident=len(self._adapters),
+                base_fingerprint=self._base.fingerprint,
+            )
+        ]
+
+    @property
     def running(self) -> int:
         """Sequences being decoded or waiting."""
         return self._decoder.running if self._decoder else 0
@@ -101,7 +119,7 @@ class EmbeddedBackend:
     async def unload(self, engine_name: str) -> None:
         self._adapters.pop(engine_name, None)
 
-    async def load(self, version: AdapterVersion, folder: Path) -> None:
+    async def load(self, version: AdapterVersion, folder: Path, probes: Probes = NO_PROBES) -> None:
         name = version.engine_name
         async with self._loading[name]:
             if name in self._adapters:
