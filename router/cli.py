@@ -22,12 +22,13 @@ from adapters.registry import Registry
 
 from .app import Parts, create_app
 from .auth import Gatekeeper
-from .backends import BACKENDS, make_backend
+from .backends import make_backend
 from .backends.base import Backend
 from .catalog import Catalog
 from .classify.classifier import Classifier
 from .classify.loader import load_classifier
 from .dispatch import Dispatcher
+from .engine_flags import engine_flags
 from .errors import ConfigInvalid
 from .settings import Settings, read_settings
 from .telemetry import Telemetry
@@ -38,8 +39,7 @@ WARM_SECONDS = 30
 
 
 @click.command()
-@click.option("--backend", type=click.Choice(BACKENDS), default="embedded", show_default=True, help="The engine.")
-@click.option("--base", required=True, help="Base model: a folder or a hub id in the local cache.")
+@engine_flags
 @click.option("--host", default="127.0.0.1", show_default=True, help="Beyond loopback BRANCHLINE_API_KEY must be set.")
 @click.option("--port", default=8000, show_default=True, help="0 takes a free port.")
 @click.option("--allow-unreleased", is_flag=True, help="Let every key ask for versions that were never live.")
@@ -48,8 +48,7 @@ WARM_SECONDS = 30
 @home_options
 def serve(
     home: Home,
-    backend: str,
-    base: str,
+    engine: dict[str, object],
     host: str,
     port: int,
     allow_unreleased: bool,
@@ -60,8 +59,7 @@ def serve(
     settings = read_settings(
         home,
         os.environ,
-        backend=backend,
-        base=base,
+        engine=engine,
         host=host,
         port=port,
         allow_unreleased=allow_unreleased,
@@ -73,8 +71,8 @@ def serve(
     with listen(settings.host, settings.port) as bound:
         registry = Registry.open(home.registry_url)
         try:
-            engine = make_backend(settings.backend, settings.base, cache=home.fingerprints)
-            asyncio.run(run_gateway(settings, gatekeeper, registry, engine, bound))
+            backend = make_backend(settings.engine, home, registry.versions(), say=note)
+            asyncio.run(run_gateway(settings, gatekeeper, registry, backend, bound))
         finally:
             registry.close()
 
@@ -116,7 +114,7 @@ async def run_gateway(
     )
 
     async def serving() -> None:
-        note(f"starting the {settings.backend} engine on base {engine.base_id}")
+        note(f"starting the {settings.engine.backend} engine on base {engine.base_id}")
         await engine.start()
         await catalog.start()
         announcing = asyncio.create_task(_announce(catalog, bound, settings))

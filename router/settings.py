@@ -2,56 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from adapters.home import Home
 
 from .errors import ConfigInvalid
 
 API_KEY = "BRANCHLINE_API_KEY"
+ENGINE_KEY = "BRANCHLINE_ENGINE_API_KEY"
+ENGINE_PYTHON = "BRANCHLINE_VLLM_PYTHON"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Which engine answers, and how it is started or reached. What vLLM is given is named as vLLM names it.
+
+    `urls` are engines that somebody else started, reached with `key`; `store` is the store's path as those that run
+    without Branchline's plugin see it. `python` is the interpreter whose environment holds vLLM. `None` for a limit
+    means: large enough for the versions there are.
+    """
+
+    backend: str
+    base: str
+    urls: tuple[str, ...] = ()
+    key: str | None = field(default=None, repr=False)
+    store: str | None = None
+    python: str = sys.executable
+    max_loras: int = 4
+    max_lora_rank: int | None = None
+    max_cpu_loras: int | None = None
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    tensor_parallel_size: int = 1
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to serve. `api_key` is never shown: not in `repr`, not in logs."""
+    """How to serve. Keys are never shown: not in `repr`, not in logs."""
 
     home: Home
-    backend: str
-    base: str
+    engine: EngineSettings
     host: str
     port: int
-    api_key: str | None
+    api_key: str | None = field(repr=False)
     allow_unreleased: bool
     decision_log: Path | None
     max_body_bytes: int
-
-    def __repr__(self) -> str:
-        return f"Settings(backend={self.backend!r}, base={self.base!r}, bind={self.host}:{self.port})"
 
 
 def read_settings(
     home: Home,
     environment: Mapping[str, str],
     *,
-    backend: str,
-    base: str,
     host: str,
     port: int,
     allow_unreleased: bool = False,
     decision_log: Path | None = None,
     max_body_mb: int = 8,
+    engine: Mapping[str, object],
 ) -> Settings:
-    """Check flags and environment together; raises `ConfigInvalid` naming every problem."""
-    problems = []
-    if not 0 <= port <= 65535:
-        problems.append(f"port is {port}, expected 0 to 65535")
-    if max_body_mb < 1:
-        problems.append(f"max-body-mb is {max_body_mb}, expected 1 or more")
-    key = environment.get(API_KEY)
-    if key is not None and not key.strip():
-        problems.append(f"{API_KEY} is set but empty")
+    """Check flags and environment together; `engine` holds fields of `EngineSettings`, `None` for those left open.
+
+    Raises `ConfigInvalid` naming every problem.
+    """
+    given = {name: value for name, value in engine.items() if value is not None}
+    from_environment = {"key": environment.get(ENGINE_KEY), "python": environment.get(ENGINE_PYTHON)}
+    found = {name: value for name, value in from_environment.items() if value}
+    chosen = EngineSettings(**{**found, **given})  # type: ignore[arg-type]  # the flags' own types
+    problems = [
+        *([] if 0 <= port <= 65535 else [f"port is {port}, expected 0 to 65535"]),
+        *([] if max_body_mb >= 1 else [f"max-body-mb is {max_body_mb}, expected 1 or more"]),
+        *(f"{name} is set but empty" for name in (API_KEY, ENGINE_KEY) if _is_blank(environment.get(name))),
+        *_engine_problems(chosen, given),
+    ]
     if problems:
         raise ConfigInvalid("; ".join(problems))
-    return Settings(home, backend, base, host, port, key, allow_unreleased, decision_log, max_body_mb * 1024 * 1024)
+    key = environment.get(API_KEY)
+    return Settings(home, chosen, host, port, key, allow_unreleased, decision_log, max_body_mb * 1024 * 1024)
+
+
+def _is_blank(value: str | None) -> bool:
+    return value is not None and not value.strip()
+
+
+def _engine_problems(engine: EngineSettings, given: Mapping[str, object]) -> Sequence[str]:
+    """Flags that would have no effect are refused: who gives one believes that it has."""
+    problems = [f"--engine {url!r:.100}: {fault}" for url in engine.urls if (fault := _url_fault(url))]
+    if engine.urls and engine.backend != "vllm":
+        problems.append(f"--engine needs --backend vllm, found {engine.backend}")
+    if engine.store and not engine.urls:
+        problems.append("--engine-store needs --engine")
+    if engine.urls and len(set(engine.urls)) < len(engine.urls):
+        problems.append("--engine names an engine twice")
+    managed = engine.backend == "vllm" and not engine.urls
+    unused = [] if managed else sorted(set(given) - {"backend", "base", "urls", "key", "store"})
+    if unused:
+        named = {"python": "--engine-python", "arguments": "flags after --"}
+        flags = ", ".join(named.get(name, f"--{name.replace('_', '-')}") for name in unused)
+        problems.append(f"{flags}: only for an engine that Branchline starts (--backend vllm without --engine)")
+    return problems
+
+
+def _url_fault(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+        reachable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return "expected http://HOST:PORT"
+    if not reachable:
+        return "expected http://HOST:PORT"
+    if parts.username or parts.password:
+        return f"a URL may not carry a key; set {ENGINE_KEY}"
+    return None if parts.path in ("", "/") and not parts.query and not parts.fragment else "expected no path"

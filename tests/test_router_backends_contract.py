@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from adapters.base import find_base
-from router.backends import BACKENDS, make_backend
+from adapters.home import Home
+from router.backends import BACKENDS, Backend, make_backend
 from router.backends.echo import EchoBackend
 from router.backends.embedded.backend import EmbeddedBackend
 from router.errors import ConfigInvalid
+from router.settings import EngineSettings
 from tests.backend_contract import USER, BackendContract, Rig
 from tests.tiny_model import Tiny, make_tiny
 
@@ -46,10 +50,15 @@ class TestEmbedded(BackendContract):
         )
 
 
-def test_every_backend_can_be_made_by_name(tiny: Tiny) -> None:
-    assert [make_backend(name, str(tiny.base)).base_id.endswith("tiny") for name in BACKENDS] == [True] * len(BACKENDS)
+def made(name: str, base: Path, home: Path) -> Backend:
+    return make_backend(EngineSettings(name, str(base)), Home.at(home), say=lambda _: None)
 
 
-def test_an_unknown_backend_is_answered_with_the_known_ones() -> None:
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_can_be_made_by_name(name: str, tiny: Tiny, tmp_path: Path) -> None:
+    assert made(name, tiny.base, tmp_path).base_id.endswith("tiny")
+
+
+def test_an_unknown_backend_is_answered_with_the_known_ones(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid, match="echo, embedded"):
-        make_backend("tgi", "base")
+        made("tgi", tiny.base, tmp_path)

@@ -13,11 +13,12 @@ from router.settings import Settings, read_settings
 KEY = "k-0123456789abcdef"
 
 
-def settings(environment: dict[str, str], *, port: int = 8000, max_body_mb: int = 8) -> Settings:
+def settings(
+    environment: dict[str, str], *, port: int = 8000, max_body_mb: int = 8, engine: dict[str, object] | None = None
+) -> Settings:
     home = Home.at(Path("home"))
-    return read_settings(
-        home, environment, backend="echo", base="tiny", host="127.0.0.1", port=port, max_body_mb=max_body_mb
-    )
+    chosen = {"backend": "echo", "base": "tiny", **(engine or {})}
+    return read_settings(home, environment, host="127.0.0.1", port=port, max_body_mb=max_body_mb, engine=chosen)
 
 
 def test_the_key_comes_from_the_environment_and_is_in_no_repr() -> None:
@@ -39,3 +40,33 @@ def test_every_problem_is_named_at_once() -> None:
 
 def test_the_largest_body_is_counted_in_bytes() -> None:
     assert settings({}, max_body_mb=3).max_body_bytes == 3 * 1024 * 1024
+
+
+def test_the_engines_key_and_python_come_from_the_environment() -> None:
+    found = settings({"BRANCHLINE_ENGINE_API_KEY": KEY, "BRANCHLINE_VLLM_PYTHON": "/opt/vllm/bin/python"}).engine
+    assert (found.key, found.python) == (KEY, "/opt/vllm/bin/python")
+    assert KEY not in repr(found)
+
+
+def test_a_flag_wins_over_the_environment() -> None:
+    found = settings({"BRANCHLINE_VLLM_PYTHON": "/opt/a"}, engine={"backend": "vllm", "python": "/opt/b"}).engine
+    assert found.python == "/opt/b"
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"urls": ("http://one:1",)}, "--engine needs --backend vllm, found echo"),
+        ({"backend": "vllm", "store": "/data"}, "--engine-store needs --engine"),
+        ({"backend": "vllm", "urls": ("http://one:1", "http://one:1")}, "names an engine twice"),
+        ({"backend": "vllm", "urls": ("ftp://one",)}, "expected http://HOST:PORT"),
+        ({"backend": "vllm", "urls": ("http://one:99999",)}, "expected http://HOST:PORT"),
+        ({"backend": "vllm", "urls": ("http://user:secret@one:1",)}, "may not carry a key"),
+        ({"backend": "vllm", "urls": ("http://one:1/v1",)}, "expected no path"),
+        ({"backend": "vllm", "urls": ("http://one:1",), "max_loras": 4}, "--max-loras: only for an engine"),
+        ({"backend": "embedded", "dtype": "float16", "arguments": ("--seed", "1")}, "flags after --, --dtype: only"),
+    ],
+)
+def test_engine_flags_that_are_wrong_or_would_do_nothing_are_refused(engine: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigInvalid, match=message):
+        settings({}, engine=engine)

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Sequence
+
+from adapters.base import find_base
+from adapters.home import Home
+from adapters.types import AdapterVersion
 
 from ..errors import ConfigInvalid
+from ..settings import EngineSettings
 from .base import Backend
 
 BACKENDS = ("echo", "embedded")
 
 
-def make_backend(name: str, base: str, *, cache: Path | None = None) -> Backend:
-    """The engine `name` for the base `base` (a folder or a cached hub id; for echo, any id). Not started yet.
+def make_backend(
+    settings: EngineSettings, home: Home, versions: Sequence[AdapterVersion] = (), *, say: Callable[[str], None]
+) -> Backend:
+    """The engine that `settings` asks for, not started yet. `versions` are those it should have room for.
 
-    `cache` remembers base fingerprints. Raises `ConfigInvalid` for an unknown name, and what `find_base` raises.
+    `say` is told how a start goes on. Raises `ConfigInvalid` for an unknown name, and what `find_base` raises.
     """
-    if name == "echo":
+    if settings.backend == "echo":
         from .echo import EchoBackend
 
-        return EchoBackend(base)
-    if name == "embedded":
-        from adapters.base import find_base
-
+        return EchoBackend(settings.base)
+    if settings.backend == "embedded":
         from .embedded.backend import EmbeddedBackend
 
-        return EmbeddedBackend(find_base(base, cache=cache))
-    raise ConfigInvalid(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
+        return EmbeddedBackend(find_base(settings.base, cache=home.fingerprints))
+    raise ConfigInvalid(f"unknown backend {settings.backend!r}; choose one of {', '.join(BACKENDS)}")
 
 
 __all__ = ["BACKENDS", "Backend", "make_backend"]
