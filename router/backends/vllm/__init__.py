@@ -1,0 +1,1 @@
+"""vLLM behind the gateway: started by Branchline, or by an operator."""
