@@ -47,6 +47,16 @@ class Remote:
                     self._fs.get_file(path, str(target / name))
         return True
 
+    def folders(self, key: str) -> list[str]:
+        """The names directly below `key`, as the remote store has them now; none where there is no such key."""
+        with _reached(self.url):
+            self._fs.invalidate_cache()  # a listing kept from before a publication would hide it
+            try:
+                found = self._fs.ls(self._path(key), detail=False)
+            except FileNotFoundError:
+                return []
+            return [str(path).rstrip("/").rpartition("/")[2] for path in found]
+
     def put(self, content: bytes, key: str) -> None:
         """Write one object."""
         with _reached(self.url):
@@ -66,7 +76,7 @@ class Remote:
 def _reached(url: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # clients of object stores raise errors of trees of their own
         scheme = url.partition("://")[0]
         raise RegistryUnavailable(
             f"the store at {scheme}:// cannot be used: {error!s:.200}",

@@ -72,6 +72,26 @@ class Store:
         _require_digest(digest)
         return self.root / parse_route_name(route) / digest
 
+    def find(self, route: str, digest16: str) -> str:
+        """The digest of the one published version of `route` that begins with `digest16`, as in engine names.
+
+        Raises `NotFound`, and `StoreCorrupted` where several do: which one is meant cannot be known.
+        """
+        if len(digest16) != 16 or not set(digest16) <= _HEX:
+            raise BadInput(f"{digest16!r:.80} is not the beginning of a digest", hint="give 16 hex digits")
+        home = self.root / parse_route_name(route)
+        names = [path.name for path in home.glob(f"{digest16}*") if (path / MANIFEST_FILE).exists()]
+        if not names and self.remote is not None:
+            names = self.remote.folders(route)
+        found = [name for name in names if name.startswith(digest16) and _is_digest(name)]
+        if not found:
+            raise NotFound(f"no stored version {route}/{digest16}", hint="publish it again")
+        if len(found) > 1:
+            raise StoreCorrupted(
+                f"{len(found)} stored versions begin with {route}/{digest16}", hint="retire all but one"
+            )
+        return found[0]
+
     def manifest(self, route: str, digest: str) -> Manifest:
         """The manifest of a published version; raises `NotFound`, or `StoreCorrupted` where it cannot be read."""
         path = self.folder(route, digest) / MANIFEST_FILE
@@ -241,6 +261,10 @@ def _file_fault(path: Path, expected: str) -> str | None:
         return f"{path.name} is missing"
 
 
+def _is_digest(text: str) -> bool:
+    return len(text) == 64 and set(text) <= _HEX
+
+
 def _require_digest(digest: str) -> None:
-    if len(digest) != 64 or not set(digest) <= _HEX:
+    if not _is_digest(digest):
         raise BadInput(f"{digest!r:.80} is not a sha256 in hex", hint="use the full digest")
