@@ -1,0 +1,162 @@
+"""Runs one engine and ends it, with every process it started, when the gateway goes away.
+
+A program of its own on the standard library: `python -I -S keeper.py GRACE_SECONDS COMMAND…`. Its stdin is a pipe from
+the gateway; the end of that pipe, or SIGTERM, ends the engine: SIGTERM, then SIGKILL after the grace period. Its first
+line of output is the engine's process id; everything after it is the engine's own. It exits as the engine did (128 + N
+for signal N).
+
+vLLM's engine process does not notice the death of its API server. So the API server leads a session with a terminal
+of its own: however it dies, even by the kernel's hand after a `kill -9` of this keeper, the kernel hangs up on all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import pty
+import select
+import signal
+import sys
+import termios
+import time
+from contextlib import suppress
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+SWEEP_SECONDS = 3.0
+TICK_SECONDS = 0.5
+
+
+def main(words: list[str]) -> int:
+    grace, command = float(words[0]), words[1:]
+    gateway = os.getppid()
+    wake = _catch_signals()
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    engine = _start(command)
+    os.write(1, b"%d\n" % engine)
+    status = _watch(engine, gateway, wake, grace)
+    _sweep(engine)
+    return status if status >= 0 else 128 - status
+
+
+def _catch_signals() -> int:
+    """A pipe that gets the number of every signal from now on."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    return reader
+
+
+def _start(command: list[str]) -> int:
+    terminal = _terminal()
+    keeper = os.getpid()
+    engine = os.fork()
+    if engine:
+        return engine
+    try:
+        os.setsid()
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != keeper:  # it died before the line above
+            os._exit(1)
+        if terminal is not None:
+            fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY) if terminal is None else terminal, 0)
+        os.execvp(command[0], command)  # noqa: S606
+    except OSError as error:
+        os.write(2, f"OSError: cannot start {command[0]}: {error.strerror}\n".encode())
+    os._exit(127)
+
+
+def _terminal() -> int | None:
+    """The engine's side of a new terminal; ours stays open as long as this process lives."""
+    try:
+        return pty.openpty()[1]
+    except OSError:
+        return None
+
+
+def _watch(engine: int, gateway: int, wake: int, grace: float) -> int:
+    """Until the engine has ended. Returns its exit code, negative for a signal."""
+    deadline: float | None = None
+    while True:
+        ended, status = os.waitpid(engine, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if deadline is None and _must_end(gateway, wake):
+            os.kill(engine, signal.SIGTERM)
+            deadline = time.monotonic() + grace
+        if deadline is not None and time.monotonic() >= deadline:
+            _kill_group(engine, signal.SIGKILL)
+        select.select([wake] if deadline is not None else [wake, 0], [], [], TICK_SECONDS)
+        if deadline is not None:
+            _drain(wake)
+
+
+def _must_end(gateway: int, wake: int) -> bool:
+    asked = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} & set(_drain(wake))
+    hung_up = bool(select.select([0], [], [], 0)[0]) and not os.read(0, 4096)
+    return bool(asked) or hung_up or os.getppid() != gateway
+
+
+def _drain(wake: int) -> bytes:
+    with suppress(BlockingIOError):
+        return os.read(wake, 4096)
+    return b""
+
+
+def _sweep(engine: int) -> None:
+    """End what the engine left behind: politely, so that shared memory is cleaned up, then by force."""
+    _kill_group(engine, signal.SIGTERM)
+    deadline = time.monotonic() + SWEEP_SECONDS
+    while _group_lives(engine) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    _kill_group(engine, signal.SIGKILL)
+    while children := _children():
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        _reap(os.WNOHANG)
+        time.sleep(0.01)
+
+
+def _group_lives(engine: int) -> bool:
+    _reap(os.WNOHANG)
+    return _kill_group(engine, 0)
+
+
+def _kill_group(engine: int, number: int) -> bool:
+    try:
+        os.killpg(engine, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _reap(flags: int) -> None:
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, flags)[0]:
+            pass
+
+
+def _children() -> list[int]:
+    """Processes that fell to this one as their reaper, those that left the engine's group too. Linux only."""
+    _reap(os.WNOHANG)
+    me = os.getpid()
+    try:
+        return [int(word) for word in Path(f"/proc/{me}/task/{me}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
