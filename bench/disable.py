@@ -88,10 +88,10 @@ def prepare(home: Home) -> None:
 
 async def measure(home: Home, count: int) -> tuple[list[Trial], int, float]:
     """The trials, how many requests failed, and the load in requests a second."""
-    async with gateway(home, "echo", "toy") as port:
+    async with gateway(home, "echo", "toy") as served:
         seen: list[Seen] = []
         stop = asyncio.Event()
-        clients = [asyncio.create_task(ask_until(stop, port, seen)) for _ in range(CLIENTS)]
+        clients = [asyncio.create_task(ask_until(stop, served.port, seen)) for _ in range(CLIENTS)]
         began = time.time()
         trials = [await one_trial(home, seen) for _ in range(count)]
         stop.set()

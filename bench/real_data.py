@@ -127,8 +127,8 @@ async def serve_and_ask(work: Path, data: Path) -> dict[str, list[Asked]]:
     wanted = _outputs(data)
     slots = asyncio.Semaphore(16)
     async with (
-        gateway(Home.at(work / "home"), "embedded", str(BASE)) as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=600) as client,
+        gateway(Home.at(work / "home"), "embedded", str(BASE)) as served,
+        httpx.AsyncClient(base_url=served.url, timeout=600) as client,
     ):
         return {
             arm: list(

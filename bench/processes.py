@@ -1,0 +1,46 @@
+"""What a process has used, read from /proc: CPU time and memory. Linux only, like the measurements that ask."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process and all its threads so far, user and system; 0.0 where it has ended."""
+    try:
+        words = (_PROC / str(pid) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mb(pid: int) -> float:
+    """Proportional set size in MB (shared pages divided among those who share them); 0.0 where it has ended."""
+    try:
+        lines = (_PROC / str(pid) / "smaps_rollup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1000 for line in lines if line.startswith("Pss:")), 0.0)
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it, the eldest first."""
+    found = [pid]
+    for member in found:
+        for listed in (_PROC / str(member) / "task").glob("*/children"):
+            try:
+                found += [int(child) for child in listed.read_text(encoding="utf-8").split()]
+            except OSError:
+                continue
+    return found
+
+
+def command_line(pid: int) -> str:
+    """The words a process was started with; empty where it has ended."""
+    try:
+        return (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
