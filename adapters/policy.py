@@ -10,6 +10,8 @@ from .errors import InvalidName
 
 GuardrailMode = Literal["forced", "routed"]
 OnDisabled = Literal["base", "error"]
+MAX_COLD_WAIT_MS = 60_000
+_MOST = {"cold_wait_ms": MAX_COLD_WAIT_MS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,8 @@ class Policy:
     live version must be at least minus this. `min_guardrails`: guardrails the evidence needs. `max_nll_rise`: the
     one-sided 95 % bound of a guardrail's paired rise may not exceed it (nats per token). `guardrails`: judged with
     the adapter forced on, or as the live classifier would route them. `on_disabled`: what a request for the
-    disabled route by name gets.
+    disabled route by name gets. `cold_wait_ms`: how long a request waits for the route's version where the engine
+    does not hold it, before the base answers (milliseconds, at most `MAX_COLD_WAIT_MS`).
     """
 
     min_items: int = 50
@@ -31,6 +34,7 @@ class Policy:
     max_nll_rise: float = 0.02
     guardrails: GuardrailMode = "forced"
     on_disabled: OnDisabled = "base"
+    cold_wait_ms: int = 0
 
     @classmethod
     def of(cls, stored: Mapping[str, object]) -> Policy:
@@ -87,7 +91,9 @@ def _number(name: str, value: object, kind: type, problems: list[str]) -> object
     except ValueError:
         number = None
     allowed = (int,) if kind is int else (int, float)
-    if isinstance(number, bool) or not isinstance(number, allowed) or not 0 <= number <= 1_000_000:
-        problems.append(f"{name} is {value!r:.40}, expected {'a whole' if kind is int else 'a'} number of 0 or more")
+    most = _MOST.get(name)
+    if isinstance(number, bool) or not isinstance(number, allowed) or not 0 <= number <= (most or 1_000_000):
+        span = "of 0 or more" if most is None else f"from 0 to {most}"
+        problems.append(f"{name} is {value!r:.40}, expected {'a whole' if kind is int else 'a'} number {span}")
         return 0
     return number

@@ -33,18 +33,29 @@ def classifier_from_row(row: Row[*tuple[object, ...]]) -> ClassifierVersion:
 def gateway_document(gateway: GatewayRow) -> dict[str, object]:
     """What of a heartbeat is stored as JSON."""
     routes = {name: asdict(in_force) for name, in_force in gateway.routes.items()}
-    return {"routes": routes, "classifier_digest": gateway.classifier_digest}
+    return {
+        "routes": routes,
+        "classifier_digest": gateway.classifier_digest,
+        "base_id": gateway.base_id,
+        "base_fingerprint": gateway.base_fingerprint,
+    }
 
 
 def gateway_from_row(row: Row[*tuple[object, ...]]) -> GatewayRow:
     values = row._mapping
     document: Mapping[str, object] = values["document"]
     routes = document.get("routes")
-    digest = document.get("classifier_digest")
     return GatewayRow(
         gateway_id=values["gateway_id"],
         last_seen=values["last_seen"],
         serial=values["serial"],
         routes={name: InForce(**one) for name, one in routes.items()} if isinstance(routes, dict) else {},
-        classifier_digest=digest if isinstance(digest, str) else None,
+        classifier_digest=_text(document, "classifier_digest"),
+        base_id=_text(document, "base_id"),
+        base_fingerprint=_text(document, "base_fingerprint"),
     )
+
+
+def _text(document: Mapping[str, object], key: str) -> str | None:
+    found = document.get(key)
+    return found if isinstance(found, str) else None

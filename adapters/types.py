@@ -209,10 +209,21 @@ class InForce:
 
 @dataclass(frozen=True, slots=True)
 class GatewayRow:
-    """A gateway's heartbeat; rows live outside the event log."""
+    """A gateway's heartbeat; rows live outside the event log.
+
+    `base_fingerprint` is `None` where nobody could look at the base its engine serves, and in rows of a Branchline
+    that did not tell `base_id`.
+    """
 
     gateway_id: str
     last_seen: float
     serial: int
     routes: Mapping[str, InForce]
     classifier_digest: str | None = None
+    base_id: str | None = None
+    base_fingerprint: str | None = None
+
+    @property
+    def base_unverified(self) -> bool:
+        """Whether it says itself that its base was not looked at."""
+        return self.base_id is not None and self.base_fingerprint is None

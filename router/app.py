@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -16,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from adapters.errors import BranchlineError
 
+from .admin import engine_routes
 from .auth import Gatekeeper
 from .backends.base import Backend
 from .catalog import Catalog
@@ -27,6 +29,7 @@ from .telemetry import Telemetry
 from .types import Endpoint
 from .wire import parse_request
 
+Result = TypeVar("Result")
 log = logging.getLogger("branchline.app")
 
 
@@ -46,9 +49,18 @@ def create_app(parts: Parts) -> FastAPI:
     """The gateway. The caller starts and stops `parts.backend` and `parts.catalog`."""
     app = FastAPI(title="Branchline", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
 
+    _add_inference(app, parts)
+    _add_pages(app, parts)
+    app.include_router(engine_routes(parts.backend))
+    _add_errors(app, parts)
+    app.add_middleware(Porch, gatekeeper=parts.gatekeeper, refuse=lambda error: _error_response(error, parts))
+    return app
+
+
+def _add_inference(app: FastAPI, parts: Parts) -> None:
     async def infer(request: Request, endpoint: Endpoint) -> Response:
         parsed = parse_request(await _read_body(request, parts.max_body_bytes), endpoint)
-        answer = await parts.dispatcher.answer(parsed, request.state.request_id)
+        answer = await _until_gone(request, parts.dispatcher.answer(parsed, request.state.request_id))
         if parsed.stream:
             return _EventStream(answer, request.state.request_id)
         content = await _until_gone(request, _collect(answer.reply.body))
@@ -62,6 +74,16 @@ def create_app(parts: Parts) -> FastAPI:
     async def completions(request: Request) -> Response:
         return await infer(request, "completions")
 
+    @app.post("/v1/responses")
+    async def responses(request: Request) -> Response:
+        return await infer(request, "responses")
+
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        return await infer(request, "tokenize")
+
+
+def _add_pages(app: FastAPI, parts: Parts) -> None:
     @app.get("/v1/models")
     async def models() -> JSONResponse:
         return JSONResponse(model_list(parts.catalog.snapshot))
@@ -77,6 +99,9 @@ def create_app(parts: Parts) -> FastAPI:
             "ready": is_ready,
             "warming": parts.catalog.warming,
             "problems": {"routes": parts.catalog.problems, "classifier": parts.catalog.classifier_problem},
+            "engines": [
+                {"name": one.name, "state": one.state, "problem": one.problem} for one in parts.backend.engines
+            ],
             "registry_stale_seconds": round(parts.catalog.stale_seconds, 1),
         }
         return JSONResponse(document, 200 if is_ready else 503)
@@ -84,10 +109,6 @@ def create_app(parts: Parts) -> FastAPI:
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(parts.telemetry.render(parts.catalog), media_type="text/plain; version=0.0.4")
-
-    _add_errors(app, parts)
-    app.add_middleware(Porch, gatekeeper=parts.gatekeeper, refuse=lambda error: _error_response(error, parts))
-    return app
 
 
 def _add_errors(app: FastAPI, parts: Parts) -> None:
@@ -144,7 +165,7 @@ async def _collect(body: AsyncIterator[bytes]) -> bytes:
         await close(body)
 
 
-async def _until_gone(request: Request, work: Awaitable[bytes]) -> bytes:
+async def _until_gone(request: Request, work: Coroutine[object, object, Result]) -> Result:
     """Finish `work`, unless the client goes away first: then it is cancelled, which stops the engine."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))
@@ -152,12 +173,15 @@ async def _until_gone(request: Request, work: Awaitable[bytes]) -> bytes:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise _client_gone()
-        return await task
+    except BaseException:
+        task.cancel()
+        (left,) = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(left, Answer):  # it was opened in the same moment
+            await close(left.reply.body)
+        raise
     finally:
         gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    return task.result()
 
 
 async def _gone(request: Request) -> None:

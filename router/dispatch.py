@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,6 +19,7 @@ from .wire import ClientRequest
 
 PINNED_WAIT_SECONDS = 30.0
 MAX_UNRELEASED = 2
+Choose = Callable[[Snapshot], Decision]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,14 @@ class Answer:
     reply: Reply
     serial: int
     overhead_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A decision and the snapshot it was made under."""
+
+    decision: Decision
+    snapshot: Snapshot
 
 
 class Dispatcher:
@@ -51,32 +61,31 @@ class Dispatcher:
         Whoever takes the answer reads its reply to the end or closes it.
         """
         started = time.perf_counter()
-        snapshot = self._catalog.snapshot
-        decision = self.decide(request, snapshot)
-        unreleased = self._is_unreleased(decision, snapshot)
+        choose = partial(decide, request.model, self._scores(request), allow_unreleased=self._allow_unreleased)
+        chosen = Chosen(choose(self._catalog.snapshot), self._catalog.snapshot)
+        unreleased = self._is_unreleased(chosen)
         if unreleased and self._unreleased >= MAX_UNRELEASED:
             raise EngineOverloaded(f"at most {MAX_UNRELEASED} requests at a time may ask for versions never live")
         self._unreleased += unreleased
         try:
-            if decision.stage == "pinned" and decision.route is not None and decision.version is not None:
-                await self._catalog.ensure_resident(
-                    decision.route, decision.version, timeout_seconds=PINNED_WAIT_SECONDS
-                )
+            chosen = await self._brought_in(chosen, choose)
             decided = time.perf_counter()
-            decision, reply = await self._open(decision, request, request_id)
+            call = Call(request.endpoint, chosen.decision.engine_name, request.body, request.stream, request_id)
+            chosen, reply = await self._open(call, chosen, choose)
         except BaseException:
             self._unreleased -= unreleased
             raise
-        ended = partial(self._ended, decision, request_id, unreleased)
+        ended = partial(self._ended, chosen.decision, request_id, unreleased)
         body = Followed(reply.body, ended, started=started, stream=request.stream)
-        return Answer(decision, Reply(body, reply.content_type), snapshot.serial, decided - started)
+        return Answer(chosen.decision, Reply(body, reply.content_type), chosen.snapshot.serial, decided - started)
 
     def decide(self, request: ClientRequest, snapshot: Snapshot) -> Decision:
         """The decision for a request under a snapshot; classifies where the request leaves the choice open."""
-        scores = self._score(request) if request.model == AUTO else NotScored("base_requested")
-        return decide(request.model, scores, snapshot, allow_unreleased=self._allow_unreleased)
+        return decide(request.model, self._scores(request), snapshot, allow_unreleased=self._allow_unreleased)
 
-    def _score(self, request: ClientRequest) -> Scores | NotScored:
+    def _scores(self, request: ClientRequest) -> Scores | NotScored:
+        if request.model != AUTO:
+            return NotScored("base_requested")
         classifier = self._catalog.classifier
         if classifier is None:
             return NotScored("no_classifier")
@@ -84,18 +93,36 @@ class Dispatcher:
             return NotScored("not_text")
         return classifier.decide_text(request.texts)
 
-    async def _open(self, decision: Decision, request: ClientRequest, request_id: str) -> tuple[Decision, Reply]:
-        call = Call(request.endpoint, decision.engine_name, request.body, request.stream, request_id)
+    async def _brought_in(self, chosen: Chosen, choose: Choose) -> Chosen:
+        """Wait for a version that was asked for by number, and as its policy says for a route's own."""
+        decision = chosen.decision
+        if decision.stage == "pinned" and decision.route is not None and decision.version is not None:
+            await self._catalog.ensure_resident(decision.route, decision.version, timeout_seconds=PINNED_WAIT_SECONDS)
+        elif decision.reason == "adapter_unavailable":
+            return await self._after_cold_wait(decision, choose)
+        return chosen
+
+    async def _open(self, call: Call, chosen: Chosen, choose: Choose) -> tuple[Chosen, Reply]:
         try:
-            return decision, await self._backend.open(call)
+            return chosen, await self._backend.open(call)
         except AdapterUnavailable:
-            if decision.stage != "live" or decision.route is None:
+            if chosen.decision.stage != "live":
                 raise
-        # The version left the engine between decision and call: the route's cold policy, the base, said so.
-        self._catalog.warm_again(decision.route)
-        cold = replace(decision, engine_name=self._backend.base_id, stage="base", version=None)
-        cold = replace(cold, reason="adapter_unavailable")
-        return cold, await self._backend.open(replace(call, engine_name=cold.engine_name))
+        # The version left the engine between decision and call.
+        chosen = await self._after_cold_wait(chosen.decision, choose)
+        with suppress(AdapterUnavailable):
+            return chosen, await self._backend.open(replace(call, engine_name=chosen.decision.engine_name))
+        base = self._backend.base_id
+        cold = replace(chosen.decision, engine_name=base, stage="base", version=None, reason="adapter_unavailable")
+        return replace(chosen, decision=cold), await self._backend.open(replace(call, engine_name=base))
+
+    async def _after_cold_wait(self, cold: Decision, choose: Choose) -> Chosen:
+        """The route's cold policy: have its version brought in, wait as long as the policy says, decide again."""
+        if cold.route is not None:
+            wait_ms = self._catalog.snapshot.routes[cold.route].cold_wait_ms
+            await self._catalog.until_warm(cold.route, timeout_seconds=wait_ms / 1000)
+        snapshot = self._catalog.snapshot
+        return Chosen(choose(snapshot), snapshot)
 
     def _ended(
         self, decision: Decision, request_id: str, unreleased: bool, outcome: Outcome, tail: Tail, seconds: float
@@ -103,10 +130,11 @@ class Dispatcher:
         self._unreleased -= unreleased
         self._telemetry.finished(decision, request_id, outcome, tail, seconds)
 
-    def _is_unreleased(self, decision: Decision, snapshot: Snapshot) -> bool:
+    def _is_unreleased(self, chosen: Chosen) -> bool:
+        decision = chosen.decision
         if decision.stage != "pinned" or decision.route is None or decision.version is None:
             return False
-        return not snapshot.routes[decision.route].versions[decision.version].released
+        return not chosen.snapshot.routes[decision.route].versions[decision.version].released
 
 
 class Followed(AsyncIterator[bytes]):

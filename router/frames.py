@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from .types import Call, Chunk, Endpoint, FinishReason, Reply, Usage
@@ -161,6 +161,15 @@ def reply(call: Call, events: Events, *, choices: int, include_usage: bool, rele
     if call.stream:
         return Reply(Body(stream(frames, events), release), "text/event-stream; charset=utf-8")
     return Reply(Body(collect(frames, events, choices), release), "application/json")
+
+
+def token_reply(tokens: Sequence[int], context_length: int) -> Reply:
+    """The answer to a /tokenize call, in vLLM's shape."""
+
+    async def body() -> AsyncGenerator[bytes, None]:
+        yield _json({"count": len(tokens), "max_model_len": context_length, "tokens": tokens, "token_strs": None})
+
+    return Reply(body(), "application/json")
 
 
 def _usage(usage: Usage) -> dict[str, int]:

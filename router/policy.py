@@ -30,7 +30,7 @@ class RouteInForce:
     """What this gateway does for a route now.
 
     `in_force` is the version that answers, `None` for the base; `wanted` is what the registry wants there. They
-    differ while a version is being warmed, or where it could not be.
+    differ while a version is being warmed, or where it could not be. `cold_wait_ms`: how long a request may wait then.
     """
 
     name: str
@@ -40,6 +40,7 @@ class RouteInForce:
     in_force: int | None
     serial: int
     versions: Mapping[int, ServableVersion]
+    cold_wait_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,32 +4,53 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Literal
 
 from adapters.errors import BranchlineError
+from adapters.probes import NO_PROBES, Probes
 from adapters.store import Store
 from adapters.types import AdapterVersion
 
 from .backends.base import Backend
 from .background import Background
-from .errors import AdapterUnavailable
+from .errors import AdapterUnavailable, NotApplied
 
 UNLOAD_DELAY_SECONDS = 5.0
 MAX_PINNED_EXTRAS = 16
+LoadOutcome = Literal["applied", "not_applied", "unavailable"]
+OnLoad = Callable[[str, LoadOutcome, float], None]
+FindProbes = Callable[[AdapterVersion], Probes]
 log = logging.getLogger("branchline.residency")
 
 
+def tell_nobody(_route: str, _outcome: LoadOutcome, _seconds: float) -> None:
+    """For who does not count loads."""
+
+
 class Residency:
-    """Lives on the gateway's event loop. `is_kept` says whether a route keeps a version warm."""
+    """Lives on the gateway's event loop. `is_kept` says whether a route keeps a version warm.
+
+    `find_probes` runs in a thread; `on_load` hears of every load's route, outcome and seconds.
+    """
 
     def __init__(
-        self, store: Store, backend: Backend, background: Background, is_kept: Callable[[AdapterVersion], bool]
+        self,
+        store: Store,
+        backend: Backend,
+        background: Background,
+        find_probes: FindProbes,
+        is_kept: Callable[[AdapterVersion], bool],
+        on_load: OnLoad,
     ) -> None:
         self._store = store
         self._backend = backend
         self._background = background
+        self._find_probes = find_probes
         self._is_kept = is_kept
+        self._on_load = on_load
         self._loads: dict[str, asyncio.Task[str | None]] = {}
         self._pinned: OrderedDict[str, AdapterVersion] = OrderedDict()
 
@@ -73,10 +94,17 @@ class Residency:
 
     async def _load(self, version: AdapterVersion) -> str | None:
         """Verify the stored bytes, then have the engine load and prove them; returns what went wrong."""
+        started = time.perf_counter()
+        outcome: LoadOutcome = "unavailable"
         try:
             self._require_own_base(version)
             await asyncio.to_thread(self._store.verify_version, version)
-            await self._backend.load(version, self._store.folder(version.route, version.digest))
+            probes = await asyncio.to_thread(self._probes, version)
+            await self._backend.load(version, self._store.folder(version.route, version.digest), probes)
+            outcome = "applied"
+        except NotApplied as error:
+            outcome = "not_applied"
+            return error.message
         except BranchlineError as error:
             return error.message
         except Exception:
@@ -84,9 +112,18 @@ class Residency:
             return f"{version.ref} could not be loaded: internal error, see the gateway's log"
         finally:
             del self._loads[version.engine_name]
+            self._on_load(version.route, outcome, time.perf_counter() - started)
         if not self._is_kept(version):
             self.release(version)  # nobody may want it by now
         return None
+
+    def _probes(self, version: AdapterVersion) -> Probes:
+        """Where the registry does not answer, the engine's own prompts must do: a version may have to come back."""
+        try:
+            return self._find_probes(version)
+        except BranchlineError as error:
+            log.warning("%s is proved without its route's examples: %s", version.ref, error.message)
+            return NO_PROBES
 
     def _require_own_base(self, version: AdapterVersion) -> None:
         mine, theirs = self._backend.base_fingerprint, version.manifest.base_fingerprint

@@ -15,11 +15,17 @@ from typing import Literal, TextIO
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from .catalog import Catalog
+from .engine_metrics import EngineMetrics
 from .errors import ConfigInvalid
+from .residency import LoadOutcome
 from .types import Decision
 
 TAIL_BYTES = 4096
 MAX_ROUTE_LABELS = 1000
+# A line of the stream itself: inside an event's data, line ends are escaped.
+_RESPONSE_END = re.compile(rb"event: response\.(?:completed|incomplete|failed)\r?\n")
+_RESPONSE_END_BYTES = 40  # no less than the longest of them
+_RESPONSE_TOKEN = b"event: response.output_text.delta"
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 Outcome = Literal["ok", "cancelled", "failed"]
@@ -27,12 +33,17 @@ log = logging.getLogger("branchline.telemetry")
 
 
 class Tail:
-    """The last 4 KB of an answer and how many events passed: enough for usage, whatever the answer's length."""
+    """The last 4 KB of an answer and how many events passed: enough for usage, whatever the answer's length.
+
+    A stream ends with `data: [DONE]`; one of /v1/responses with an event that says how the response ended.
+    """
 
     def __init__(self, *, stream: bool) -> None:
         self._stream = stream
         self._kept = b""
         self._events = 0
+        self._response_tokens = 0
+        self._response_ended = False
         self.first_byte_seconds: float | None = None
 
     def push(self, piece: bytes, seconds: float) -> None:
@@ -40,21 +51,27 @@ class Tail:
             self.first_byte_seconds = seconds
         if self._stream:
             self._events += piece.count(b"data: ")
+            self._response_tokens += piece.count(_RESPONSE_TOKEN)
+            if _RESPONSE_END.search(self._kept[-_RESPONSE_END_BYTES:] + piece):
+                self._response_ended = True
         self._kept = (self._kept + piece)[-TAIL_BYTES:]
 
     @property
     def done(self) -> bool:
         """Whether a stream ended as it should."""
-        return b"data: [DONE]" in self._kept
+        return b"data: [DONE]" in self._kept or (self._response_ended and self._kept.rstrip(b"\r").endswith(b"\n"))
 
     def tokens(self) -> tuple[int | None, int, bool]:
         """(prompt tokens, completion tokens, estimated): from the usage, else one token for each event."""
         found = _USAGE.findall(self._kept)
         try:
             usage = json.loads(found[-1]) if found else {}
+            if "input_tokens" in usage:  # as /v1/responses counts
+                return max(0, int(usage["input_tokens"])), max(0, int(usage.get("output_tokens", 0))), False
             return max(0, int(usage["prompt_tokens"])), max(0, int(usage.get("completion_tokens", 0))), False
         except (ValueError, KeyError, TypeError):
-            return None, max(0, self._events - 3), True  # the role, the end and [DONE] are events without a token
+            # The role, the end and [DONE] are events without a token; of a response, most kinds of events are.
+            return None, self._response_tokens or max(0, self._events - 3), True
 
 
 class Telemetry:
@@ -83,6 +100,17 @@ class Telemetry:
         self._in_force = Gauge(
             "branchline_route_as_wanted", "1 where a route is as wanted, else 0.", ["route"], registry=self.registry
         )
+        self._loads = Counter(
+            "branchline_adapter_loads", "Loads of versions.", ["route", "outcome"], registry=self.registry
+        )
+        self._load_seconds = Histogram(
+            "branchline_adapter_load_seconds",
+            "Loads of versions, with their proof.",
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
+        self._engines = EngineMetrics()
+        self.registry.register(self._engines)
         self._log = None if decision_log is None else _open_log(decision_log)
 
     def finished(self, decision: Decision, request_id: str, outcome: Outcome, tail: Tail, seconds: float) -> None:
@@ -100,6 +128,11 @@ class Telemetry:
             facts = {**asdict(decision), "request_id": request_id, "outcome": outcome, "seconds": round(seconds, 6)}
             self._write({"time": time.time(), **facts})
 
+    def loaded(self, route: str, outcome: LoadOutcome, seconds: float) -> None:
+        """Count a load of a version of `route`."""
+        self._loads.labels(route, outcome).inc()
+        self._load_seconds.observe(seconds)
+
     def refused(self, code: str) -> None:
         self._errors.labels(code).inc()
 
@@ -109,6 +142,7 @@ class Telemetry:
         self._stale.set(catalog.stale_seconds)
         for name, route in list(catalog.snapshot.routes.items())[:MAX_ROUTE_LABELS]:
             self._in_force.labels(name).set(route.in_force == route.wanted)
+        self._engines.engines = catalog.engines
         return generate_latest(self.registry)
 
     def close(self) -> None:

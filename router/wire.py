@@ -8,20 +8,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import InvalidRequest
+from .turns import user_texts
 from .types import Endpoint
 
 MAX_DEPTH = 64
-USER_TURNS = 4  # the last one and, where the classifier abstains, at most three before it
 # Fields that can hurt other users' requests in an engine (DESIGN: the life of a request).
 REFUSED_FIELDS = (
     "prompt_logprobs",
     "kv_transfer_params",
+    "ec_transfer_params",  # as above, for the encoder's cache
     "priority",
     "vllm_xargs",
     "request_id",
     "mm_processor_kwargs",
     "media_io_kwargs",
+    "prompt_embeds",  # serialised tensors that the engine unpacks in its own process
+    "chat_template",  # a program, run on the engine's event loop
 )
+_STATEFUL_FIELDS = ("previous_response_id", "conversation", "background", "store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,13 @@ def parse_request(raw: bytes, endpoint: Endpoint) -> ClientRequest:
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise InvalidRequest("'stream' must be true or false", param="stream")
-    _refuse_fields(body)
-    texts = _chat_texts(body) if endpoint == "chat/completions" else _completion_texts(body)
+    _refuse_fields(body, endpoint)
+    if stream and endpoint == "tokenize":
+        raise InvalidRequest("'stream' is not served for /tokenize", param="stream", code="unsupported_parameter")
+    texts = user_texts(body, endpoint)
+    if endpoint == "responses":
+        _refuse_state(body)
+        body = {**body, "store": False}  # absent means true, and an engine may keep what it stores for ever
     return ClientRequest(endpoint, model, bool(stream), texts, body)
 
 
@@ -105,56 +114,26 @@ def _depth_over(value: object, limit: int) -> bool:
     return bool(level)
 
 
-def _refuse_fields(body: Mapping[str, object]) -> None:
+def _refuse_fields(body: Mapping[str, object], endpoint: Endpoint) -> None:
     for field in REFUSED_FIELDS:
         if body.get(field) is not None:
             raise InvalidRequest(
                 f"{field!r} is not allowed: it can affect other requests", param=field, code="unsupported_parameter"
             )
-    if body.get("echo") and body.get("logprobs") is not None:
+    # Both ask the engine for log-probabilities of the prompt; of a chat it needs no `logprobs` for that.
+    if body.get("echo") and (endpoint == "chat/completions" or body.get("logprobs") is not None):
+        beside = "" if endpoint == "chat/completions" else " together with 'logprobs'"
         raise InvalidRequest(
-            "'echo' together with 'logprobs' is not allowed: it can affect other requests",
-            param="echo",
-            code="unsupported_parameter",
+            f"'echo'{beside} is not allowed: it can affect other requests", param="echo", code="unsupported_parameter"
         )
 
 
-def _chat_texts(body: Mapping[str, object]) -> tuple[str, ...]:
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise InvalidRequest("'messages' must be a non-empty list", param="messages")
-    texts: list[str] = []
-    for place, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise InvalidRequest(f"messages[{place}] must be an object with a 'role'", param=f"messages[{place}]")
-        if message["role"] == "user":
-            texts.append(_content_text(message.get("content"), place))
-    return tuple(text for text in texts[: -USER_TURNS - 1 : -1] if text.strip())
-
-
-def _content_text(content: object, place: int) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise InvalidRequest(
-            f"messages[{place}].content must be a string or a list of parts", param=f"messages[{place}].content"
-        )
-    parts: list[str] = []
-    for part in content:
-        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+def _refuse_state(body: Mapping[str, object]) -> None:
+    for field in _STATEFUL_FIELDS:
+        if body.get(field) not in (None, False):
             raise InvalidRequest(
-                f"messages[{place}].content parts must be objects with a 'type'", param=f"messages[{place}].content"
+                f"{field!r} is not supported: Branchline keeps no state between requests: "
+                "send the whole conversation as `input`",
+                param=field,
+                code="unsupported_parameter",
             )
-        if part["type"] == "text" and isinstance(part.get("text"), str):
-            parts.append(part["text"])
-    return "\n".join(parts)
-
-
-def _completion_texts(body: Mapping[str, object]) -> tuple[str, ...]:
-    """A string is classified, of several the first; token ids are not text."""
-    prompt = body.get("prompt")
-    if isinstance(prompt, list) and prompt:
-        prompt = prompt[0]
-    elif not isinstance(prompt, str):
-        raise InvalidRequest("'prompt' must be a string, a list of strings or token ids", param="prompt")
-    return (prompt,) if isinstance(prompt, str) and prompt.strip() else ()

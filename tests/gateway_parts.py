@@ -219,8 +219,8 @@ async def running(
     journal = Registry.open(home.registry_url)
     store = Store(home.store)
     engine = engine or ScriptedEngine(base)
-    catalog = Catalog(journal, store, engine, read_classifier, "gateway-under-test")
     telemetry = Telemetry(decision_log)
+    catalog = Catalog(journal, store, engine, read_classifier, "gateway-under-test", on_load=telemetry.loaded)
     dispatcher = Dispatcher(catalog, engine, telemetry, allow_unreleased=allow_unreleased)
     gateway = Gateway(home, registry, store, engine, catalog, telemetry, dispatcher)
     for route, number in live:

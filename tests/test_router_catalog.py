@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import adapters.schema
 import router.catalog
 import router.residency
+import router.warming
 import router.watcher
 from adapters.classifiers import promote_classifier, rollback_classifier
 from adapters.cli_route import route as route_command
@@ -61,6 +62,7 @@ def home(homes: Homes) -> Home:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens after seconds in production happens at once here; tests wait for it, never for a time."""
     monkeypatch.setattr(router.catalog, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(router.warming, "RETRY_SECONDS", 0.02)
     monkeypatch.setattr(router.residency, "UNLOAD_DELAY_SECONDS", 0.02)
     monkeypatch.setattr(router.watcher, "RETRY_SECONDS", 0.02)
 

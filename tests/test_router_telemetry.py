@@ -158,6 +158,12 @@ def test_the_metrics_page_has_these_names_and_labels_and_no_others(stock: Stock,
         "branchline_registry_serial": set(),
         "branchline_registry_stale_seconds": set(),
         "branchline_route_as_wanted": {"route"},
+        "branchline_adapter_loads": {"route", "outcome"},
+        "branchline_adapter_load_seconds": set(),
+        "branchline_engine_up": {"engine"},
+        "branchline_engine_outstanding": {"engine"},
+        "branchline_engine_resident": {"engine"},
+        "branchline_engine_restarts": {"engine"},
     }
     wanted = {sample.labels["route"]: sample.value for sample in families["branchline_route_as_wanted"].samples}
     assert wanted == {"sql": 1.0, "regex": 1.0}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
+from adapters.errors import NotFound
 from adapters.probes import NO_PROBES, Probes
 from adapters.types import AdapterVersion
 
+from ..errors import InvalidRequest
 from ..types import Call, EngineStatus, Reply
 
 
@@ -57,13 +59,30 @@ class Backend(Protocol):
     def is_resident(self, engine_name: str) -> bool:
         """Whether a call for `engine_name` would pay no load."""
 
+    async def drain(self, name: str) -> None:
+        """Give the engine `name` (of `engines`) no further calls; those running finish. Idempotent.
+
+        Raises `adapters.errors.NotFound` for an unknown name, `InvalidRequest` where this engine cannot be drained.
+        """
+
+    async def resume(self, name: str) -> None:
+        """Give a drained engine calls again. Idempotent; raises as `drain` does."""
+
     async def open(self, call: Call) -> Reply:
         """Begin to answer. Everything that can be refused is refused here, before the first byte:
 
         `InvalidRequest` (wrong or unsupported parameter, named; too long for the context),
         `AdapterUnavailable` (the version is not resident), `EngineOverloaded`, `EngineFailed`.
         An endpoint this engine does not serve is `InvalidRequest` with code `unsupported_endpoint`.
-        Afterwards `reply.body` may raise `EngineFailed`. For a stream, the body ends with `data: [DONE]`.
+        Afterwards `reply.body` may raise `EngineFailed`. For a stream, the body ends with `data: [DONE]`
+        (of `responses`: with the event `response.completed`, `response.incomplete` or `response.failed`).
         `model` in the answer is `call.engine_name`. Closing `reply.body` stops the work for this call
         within one decoding step.
         """
+
+
+def refuse_drain(own: str, name: str) -> NoReturn:
+    """How a backend with one engine `own`, in the gateway's process, answers `drain` and `resume`."""
+    if name != own:
+        raise NotFound(f"no engine {name!r:.100}", hint="see `branchline engine list`")
+    raise InvalidRequest(f"the engine {own!r} cannot be drained: it is the only one, stop the gateway instead")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,11 @@ from adapters.rows import last_user_text
 from adapters.types import AdapterVersion
 
 from ..errors import AdapterUnavailable, EngineFailed
-from ..frames import Events, reply
+from ..frames import Events, reply, token_reply
 from ..sampling import Sampling
 from ..types import Call, Chunk, EngineStatus, FinishReason, Reply, Usage
-from .prompt import TextOrIds, parse_messages, parse_prompts
+from .base import refuse_drain
+from .prompt import TextOrIds, parse_messages, parse_prompts, parse_tokenize
 from .stops import StopScanner
 
 _WORD = re.compile(r"\s*\S+")
@@ -107,6 +109,8 @@ class EchoBackend:
             raise EngineFailed("the engine is not running")
         if call.engine_name != self._base_id and call.engine_name not in self._resident:
             raise AdapterUnavailable(f"{call.engine_name} is not resident")
+        if call.endpoint == "tokenize":
+            return self._tokenize(call)
         sampling = Sampling.parse(call.body, call.endpoint)
         answers = [self._answer(call.engine_name, prompt, sampling) for prompt in _prompts(call)]
         self._running += 1
@@ -117,6 +121,18 @@ class EchoBackend:
             include_usage=sampling.include_usage,
             release=self._release,
         )
+
+    async def drain(self, name: str) -> None:
+        refuse_drain("echo", name)
+
+    async def resume(self, name: str) -> None:
+        refuse_drain("echo", name)
+
+    def _tokenize(self, call: Call) -> Reply:
+        """A token is a word; its id is the word's checksum."""
+        prompt = parse_tokenize(call.body)
+        text = prompt if isinstance(prompt, str) else " ".join(message.content for message in prompt)
+        return token_reply([zlib.crc32(word.encode()) for word in text.split()], self._context_length)
 
     def _answer(self, engine_name: str, prompt: tuple[str, int], sampling: Sampling) -> _Answer:
         text, prompt_tokens = prompt

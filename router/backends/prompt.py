@@ -10,6 +10,12 @@ from ..errors import InvalidRequest
 
 MAX_PROMPTS = 64
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_TOKENIZE_NEUTRAL: dict[str, object] = {
+    "stream": False,
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "return_token_strs": False,
+}
 
 TextOrIds = str | tuple[int, ...]
 
@@ -37,6 +43,25 @@ def parse_prompts(body: Mapping[str, object]) -> tuple[TextOrIds, ...]:
     if len(prompt) > MAX_PROMPTS:
         raise InvalidRequest(f"prompt holds {len(prompt)} prompts, at most {MAX_PROMPTS} are served", param="prompt")
     return tuple(_prompt(item, f"prompt[{index}]") for index, item in enumerate(prompt))
+
+
+def parse_tokenize(body: Mapping[str, object]) -> str | tuple[Message, ...]:
+    """What a /tokenize request asks for: a text, or a conversation up to where the answer begins."""
+    by_text = "prompt" in body
+    neutral = {**_TOKENIZE_NEUTRAL, "add_special_tokens": by_text}
+    for name, value in body.items():
+        if name in ("model", "prompt" if by_text else "messages") or value is None:
+            continue
+        if name not in neutral or value is not neutral[name]:
+            raise InvalidRequest(
+                f"{name} is not supported by this engine as {value!r:.40}", param=name, code="unsupported_parameter"
+            )
+    if not by_text:
+        return parse_messages(body)
+    prompt = body["prompt"]
+    if not isinstance(prompt, str):
+        raise InvalidRequest("prompt must be a string", param="prompt")
+    return _text(prompt, "prompt")
 
 
 def _prompt(item: object, where: str) -> TextOrIds:

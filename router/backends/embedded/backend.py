@@ -13,10 +13,11 @@ from adapters.base import Base
 from adapters.probes import NO_PROBES, Probes
 from adapters.types import AdapterVersion
 
-from ...errors import AdapterUnavailable, EngineFailed, EngineOverloaded
-from ...frames import Events, reply
+from ...errors import AdapterUnavailable, EngineFailed, EngineOverloaded, NotApplied
+from ...frames import Events, reply, token_reply
 from ...sampling import Sampling
 from ...types import Call, EngineStatus, Reply
+from ..base import refuse_drain
 from .chat import call_token_ids, probe_token_ids
 from .decoder import Decoder
 from .engine import Engine, load_engine
@@ -131,15 +132,24 @@ class EmbeddedBackend:
             except EngineFailed as error:
                 raise AdapterUnavailable(f"{name} could not be proved to be applied: {error.message}") from error
             if not is_applied(changed, base, self._base_traces):
-                raise AdapterUnavailable(f"{name} changes nothing: with it the base answers as it does without it")
+                raise NotApplied(f"{name} changes nothing: with it the base answers as it does without it")
             if decoder is self._decoder:
                 self._adapters[name] = adapter
+
+    async def drain(self, name: str) -> None:
+        refuse_drain("embedded", name)
+
+    async def resume(self, name: str) -> None:
+        refuse_drain("embedded", name)
 
     async def open(self, call: Call) -> Reply:
         engine, decoder = self._up()
         adapter = self._adapters.get(call.engine_name)
         if adapter is None and call.engine_name != self._base.id:
             raise AdapterUnavailable(f"{call.engine_name} is not resident")
+        if call.endpoint == "tokenize":
+            (tokens,) = await asyncio.to_thread(call_token_ids, engine.tokenizer, engine.vocabulary, call)
+            return token_reply(tokens, engine.context_length)
         sampling = Sampling.parse(call.body, call.endpoint, engine.defaults)
         prompts = await asyncio.to_thread(call_token_ids, engine.tokenizer, engine.vocabulary, call)
         if len(prompts) > self._max_rows + self._max_waiting:

@@ -11,7 +11,7 @@ from adapters.rows import Message
 
 from ...errors import InvalidRequest
 from ...types import Call
-from ..prompt import TextOrIds, parse_messages, parse_prompts
+from ..prompt import TextOrIds, parse_messages, parse_prompts, parse_tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +31,9 @@ def call_token_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int, call: Ca
     """The prompt of every choice of `call`; ids run from 0 to `vocabulary` - 1. Raises `InvalidRequest`."""
     if call.endpoint == "completions":
         return [_completion_ids(tokenizer, vocabulary, prompt) for prompt in parse_prompts(call.body)]
-    messages = parse_messages(call.body)
+    messages = parse_tokenize(call.body) if call.endpoint == "tokenize" else parse_messages(call.body)
+    if isinstance(messages, str):
+        return [tuple(tokenizer(messages)["input_ids"])]
     if not tokenizer.chat_template:
         raise InvalidRequest("this base has no chat template; use /v1/completions", param="messages")
     try:

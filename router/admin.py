@@ -1,0 +1,34 @@
+"""What operators do to a running gateway over HTTP: see its engines, take one out of the traffic and back in."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from .backends.base import Backend
+
+
+def engine_routes(backend: Backend) -> APIRouter:
+    """`GET /admin/v1/engines` and `POST /admin/v1/engines/NAME/drain` or `/resume`; a name may hold slashes."""
+    router = APIRouter(prefix="/admin/v1/engines")
+
+    def engines() -> JSONResponse:
+        return JSONResponse({"engines": [asdict(engine) for engine in backend.engines]})
+
+    @router.get("")
+    async def listed() -> JSONResponse:
+        return engines()
+
+    @router.post("/{name:path}/drain")
+    async def drain(name: str) -> JSONResponse:
+        await backend.drain(name)
+        return engines()
+
+    @router.post("/{name:path}/resume")
+    async def resume(name: str) -> JSONResponse:
+        await backend.resume(name)
+        return engines()
+
+    return router
