@@ -54,6 +54,14 @@ class Resolver:
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
         """A `LoRARequest` for our copy of the version, `None` where there is none to serve."""
+        folder = await self.folder(base_model_name, lora_name)
+        if folder is None:
+            return None
+        request: Any = importlib.import_module("vllm.lora.request")
+        return request.LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(folder))  # vLLM sets the id
+
+    async def folder(self, base_model_name: str, lora_name: str) -> Path | None:
+        """Where our copy of the version lies, `None` where there is none to serve. Hashes and fetches in a thread."""
         ref = _engine_ref(lora_name)
         if ref is None:
             return None
@@ -62,11 +70,7 @@ class Resolver:
             task = asyncio.create_task(asyncio.to_thread(self._take, base_model_name, ref))
             self._asked[lora_name] = task
             task.add_done_callback(lambda _: self._asked.pop(lora_name))
-        folder = await asyncio.shield(task)  # who asked may go away; the copy is made once and to its end
-        if folder is None:
-            return None
-        request: Any = importlib.import_module("vllm.lora.request")
-        return request.LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(folder))  # vLLM sets the id
+        return await asyncio.shield(task)  # who asked may go away; the copy is made once and to its end
 
     def _take(self, model: str, ref: AdapterRef) -> Path | None:
         from ..errors import AdaptersError
