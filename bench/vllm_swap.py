@@ -1,0 +1,202 @@
+"""Promotes and rollbacks under load: what fails, what answers from a version rolled back, what other routes notice.
+
+    python -m bench.vllm_swap [--changes 50]
+
+16 streaming clients on three routes of one vLLM behind one gateway. The real commands promote and roll back one of the
+routes in turn; its rollback counts from the start of the command's process, Python's own start-up included. What the
+commands' processes take from the same cores is told apart by a command that changes nothing, `route list`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from adapters.home import Home
+from adapters.registry import Registry
+
+from .engines import BASE, Target, engine, mixed_asks, require_vllm
+from .gateway import BRANCHLINE, gateway
+from .load import Answered, Ran, run_load, start_load
+from .random_routes import publish_routes
+from .results import Row, write_results
+from .spread import row_of_times
+
+SWAPPED, OTHERS = "swapped", ("other-a", "other-b")
+CLIENTS = 16
+TOKENS = 32
+LATE_SECONDS = 0.25
+QUIET_SECONDS = 10.0
+CONTROLS = 10
+LONGEST_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One command: when its process began and ended (seconds since the epoch), and what it said."""
+
+    verb: str
+    began: float
+    ended: float
+    said: str
+    succeeded: bool
+
+
+def main() -> None:
+    """Run the changes and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--changes", type=int, default=50, help="promotes, and as many rollbacks")
+    arguments = parser.parse_args()
+    require_vllm()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = asyncio.run(measure(Home.at(folder), arguments.changes))
+    command = f"python -m bench.vllm_swap --changes {arguments.changes}"
+    write_results("vllm_swap", "vLLM: promote and rollback under load", rows, command)
+
+
+async def measure(home: Home, count: int) -> list[Row]:
+    """Quiet, commands that change nothing, then the changes; one load runs through it all."""
+    names = publish_routes(home, (SWAPPED, *OTHERS), versions=2)
+    with engine(home, "engine") as running:
+        variables = {"BRANCHLINE_ENGINE_API_KEY": running.key}
+        async with gateway(home, "vllm", str(BASE), "--engine", running.url, variables=variables) as served:
+            target = Target("gateway", served.url)
+            asks = mixed_asks([SWAPPED, *OTHERS], 3000, tokens=TOKENS, seed=7, stream=True)
+            await run_load([target.leg(asks[: 4 * CLIENTS], concurrency=CLIENTS)])
+            load = await start_load([target.leg(asks, concurrency=CLIENTS, seconds=LONGEST_SECONDS)])
+            quiet = time.time() + 1, time.time() + 1 + QUIET_SECONDS  # the load's own start is not quiet
+            await asyncio.sleep(QUIET_SECONDS + 1)
+            controls = [await run_command(home, "list") for _ in range(CONTROLS)]
+            changes = [change async for change in _changes(home, count)]
+            load.stop()
+            ran = (await load.legs())[0]
+    return rows_of(ran, names[SWAPPED][1], quiet, controls, changes, _event_times(home))
+
+
+async def _changes(home: Home, count: int) -> AsyncIterator[Change]:
+    for _ in range(count):
+        yield await run_command(home, "promote", f"{SWAPPED}@2", "--force", "bench")
+        yield await run_command(home, "rollback", SWAPPED)
+
+
+async def run_command(home: Home, verb: str, *words: str) -> Change:
+    """Run `branchline route VERB` as a process."""
+    began = time.time()
+    process = await asyncio.create_subprocess_exec(
+        *(BRANCHLINE, "route", verb, *words, "--home", str(home.folder)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    said, _ = await process.communicate()
+    return Change(verb, began, time.time(), said.decode(errors="replace").strip(), process.returncode == 0)
+
+
+def _event_times(home: Home) -> list[float]:
+    """When each rollback was written, seconds since the epoch."""
+    registry = Registry.open(home.registry_url)
+    try:
+        events = registry.events(route=SWAPPED)
+        return [datetime.fromisoformat(one.time).timestamp() for one in events if one.kind == "rolled_back"]
+    finally:
+        registry.close()
+
+
+def rows_of(
+    ran: Ran,
+    swapped_in: str,
+    quiet: tuple[float, float],
+    controls: Sequence[Change],
+    changes: Sequence[Change],
+    written: Sequence[float],
+) -> list[Row]:
+    """The figures of issue 3, and those that explain them."""
+    asks = [SWAPPED, *OTHERS]
+    mine = [one for one in ran.answers if asks[one.ask % 3] == SWAPPED]
+    others = [one for one in ran.answers if asks[one.ask % 3] != SWAPPED]
+    failed = [one for one in ran.answers if one.problem is not None]
+    spans = list(_rolled_back(changes))
+    stale = [one for one in mine if one.model == swapped_in]
+    late = [one for one in stale if any(begin + LATE_SECONDS < one.sent < end for begin, end in spans)]
+    after = [one.sent - at for at, (_, end) in zip(written, spans, strict=True) for one in stale if at < one.sent < end]
+    promotes = [one for one in changes if one.verb == "promote"]
+    gaps = {
+        "in quiet time": _gaps(others, [quiet]),
+        "during `route list`, which changes nothing": _gaps(others, [(one.began, one.ended) for one in controls]),
+        "during a promote": _gaps(others, [(one.began, one.ended) for one in promotes]),
+    }
+    convinced = sum("in force on 1 of 1" in one.said for one in changes)
+    unserved = [one for one in ran.answers if one.problem is None and one.reason == "adapter_unavailable"]
+    return [
+        Row("failed requests", float(len(failed)), "requests", f"target 0; of {len(ran.answers)}; {_kinds(failed)}"),
+        Row("answered by the base, `adapter_unavailable`", float(len(unserved)), "requests"),
+        Row("changes", float(len(changes)), "commands", f"{len(promotes)} promotes, {len(spans)} rollbacks"),
+        Row("commands that failed", float(sum(not one.succeeded for one in changes)), "commands"),
+        Row("commands that said `in force on 1 of 1 gateways`", float(convinced), "commands"),
+        Row(
+            f"answers from the version rolled back, sent over {LATE_SECONDS * 1000:g} ms after the command's start",
+            float(len(late)),
+            "answers",
+            f"target 0; of {sum(_during(one, spans) for one in mine)} sent in the time; command start-up counts",
+        ),
+        row_of_times("the latest of them was sent after the command's start", _after_start(stale, spans), 1.0),
+        row_of_times("the latest of them was sent after the rollback was written", after, 1.0),
+        row_of_times("rollback written after the command's start, median", _startups(changes, written), 0.5),
+        *[
+            row_of_times(f"gap between tokens of other routes {when}, {name}", values, share, f"{len(values)} gaps")
+            for when, values in gaps.items()
+            for name, share in (("p50", 0.5), ("p99", 0.99))
+        ],
+        row_of_times("a promote, from start to end of the command, median", _durations(promotes), 0.5),
+        row_of_times("a promote, from start to end of the command, p99", _durations(promotes), 0.99),
+        Row("load", len(ran.answers) / ran.seconds, "requests/s", f"{CLIENTS} closed-loop clients on the same cores"),
+    ]
+
+
+def _rolled_back(changes: Sequence[Change]) -> Iterator[tuple[float, float]]:
+    """From the start of each rollback to the start of the next promote."""
+    for position, change in enumerate(changes):
+        if change.verb == "rollback":
+            later = changes[position + 1 :]
+            yield change.began, later[0].began if later else float("inf")
+
+
+def _after_start(stale: Sequence[Answered], spans: Sequence[tuple[float, float]]) -> list[float]:
+    return [one.sent - begin for begin, end in spans for one in stale if begin < one.sent < end]
+
+
+def _during(one: Answered, spans: Sequence[tuple[float, float]]) -> bool:
+    return any(begin + LATE_SECONDS < one.sent < end for begin, end in spans)
+
+
+def _startups(changes: Sequence[Change], written: Sequence[float]) -> list[float]:
+    rollbacks = [one for one in changes if one.verb == "rollback"]
+    return [at - one.began for one, at in zip(rollbacks, written, strict=True)]
+
+
+def _durations(changes: Sequence[Change]) -> list[float]:
+    return [one.ended - one.began for one in changes]
+
+
+def _gaps(answers: Sequence[Answered], spans: Sequence[tuple[float, float]]) -> list[float]:
+    """Times between one token and the next, of those that came within one of `spans`."""
+    return [
+        later - earlier
+        for one in answers
+        for earlier, later in itertools.pairwise(one.arrivals[: one.tokens])
+        if any(begin <= one.sent + later <= end for begin, end in spans)
+    ]
+
+
+def _kinds(failed: Sequence[Answered]) -> str:
+    kinds = {one.problem or "" for one in failed}
+    return ", ".join(f"{sum(one.problem == kind for one in failed)} x {kind}" for kind in sorted(kinds)) or "none"
+
+
+if __name__ == "__main__":
+    main()
