@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import click
 
 from . import examples as exemplar_texts
 from .command import PATH, announce, find_version, open_home, wait_clock
+from .convergence import ALIVE_SECONDS
 from .errors import BadInput, InvalidName
 from .fold import route_to_json
 from .home import Home, home_options
@@ -218,7 +220,10 @@ def show(home: Home, name: str, as_json: bool) -> None:
     """Show NAME: what is wanted, and what each gateway has in force."""
     registry, _ = open_home(home)
     state = registry.route(name)
-    gateways = {row.gateway_id: row.routes.get(name) for row in registry.gateways()}
+    rows = registry.gateways()
+    gateways = {row.gateway_id: row.routes.get(name) for row in rows}
+    alive = [row for row in rows if row.last_seen > time.time() - ALIVE_SECONDS]
+    unverified = [row.gateway_id for row in alive if row.base_unverified]
     document = {
         **state_json(state),
         "policy": Policy.of(state.policy).to_json(),
@@ -228,11 +233,14 @@ def show(home: Home, name: str, as_json: bool) -> None:
             else {"in_force": one.engine_name, "serial": one.serial, "problem": one.problem}
             for gateway, one in gateways.items()
         },
+        "base_unverified": unverified,
     }
     if as_json:
         print_json(document)
-    else:
-        print_table(("field", "value"), list(document.items()))
+        return
+    print_table(("field", "value"), list(document.items()))
+    if unverified:
+        click.echo(f"base unverified on {len(unverified)} gateway{'s' if len(unverified) > 1 else ''}")
 
 
 @route.command()

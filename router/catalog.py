@@ -17,7 +17,7 @@ from pathlib import Path
 
 from adapters.errors import BranchlineError
 from adapters.journal import Journal, View
-from adapters.probes import NO_PROBES, Probes
+from adapters.probes import probes_of
 from adapters.store import Store
 from adapters.types import AdapterVersion, Event, GatewayRow, RouteState
 
@@ -34,10 +34,6 @@ from .watcher import Watcher
 RETRY_SECONDS = 10.0
 log = logging.getLogger("branchline.catalog")
 LoadClassifier = Callable[[Path, str], Classifier]
-
-
-def probes_of(_journal: Journal, _store: Store, _version: AdapterVersion) -> Probes:
-    return NO_PROBES
 
 
 class Catalog:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -30,7 +32,8 @@ from adapters.store import Store
 from adapters.types import AdapterVersion
 
 from .classify.loader import load_classifier
-from .settings import API_KEY
+from .errors import ConfigInvalid
+from .settings import API_KEY, ENGINE_PYTHON
 
 Level = Literal["ok", "note", "problem"]
 
@@ -68,6 +71,7 @@ def examine(home: Home, base: str | None) -> list[Finding]:
     checks: dict[str, Check] = {
         "packages": _packages,
         "engines": _engines,
+        "engine vllm": _vllm,
         "home": lambda: _home(home.folder),
         "key": _key,
         "base": lambda: _base(home, base),
@@ -109,6 +113,18 @@ def _engines() -> Iterator[Finding]:
         yield Finding("engine embedded", "note", f"not available: install {', '.join(missing)}")
     else:
         yield Finding("engine embedded", "ok", "available")
+
+
+def _vllm() -> Iterator[Finding]:
+    from .backends.vllm.preflight import TESTED_VERSION, check_python
+
+    python = os.environ.get(ENGINE_PYTHON) or sys.executable
+    try:
+        notes = asyncio.run(check_python(python, os.environ))
+    except ConfigInvalid as error:  # one may well do without it
+        yield Finding("engine vllm", "note", f"not available: {error}")
+        return
+    yield Finding("engine vllm", "ok", "; ".join(notes) or f"vLLM {TESTED_VERSION} and its plugin in {python}")
 
 
 def _home(folder: Path) -> Iterator[Finding]:
@@ -164,6 +180,9 @@ def _gateways(home: Home) -> Iterator[Finding]:
         alive = age < ALIVE_SECONDS
         state = "alive" if alive else f"last seen {age:.0f} s ago"
         yield Finding(f"gateway {row.gateway_id}", "ok" if alive else "note", f"{state}, serial {row.serial}")
+        if alive and row.base_unverified:
+            found = f"base unverified: nobody could look at the {row.base_id!r} that its engine serves"
+            yield Finding(f"gateway {row.gateway_id}", "note", found)
         for name, in_force in row.routes.items():
             if alive and in_force.problem:
                 yield Finding(f"gateway {row.gateway_id}", "problem", f"route {name}: {in_force.problem}")

@@ -59,7 +59,7 @@ class Tail:
     @property
     def done(self) -> bool:
         """Whether a stream ended as it should."""
-        return b"data: [DONE]" in self._kept or (self._response_ended and self._kept.rstrip(b"\r").endswith(b"\n"))
+        return b"data: [DONE]" in self._kept or (self._response_ended and self._kept.endswith((b"\n\n", b"\r\n\r\n")))
 
     def tokens(self) -> tuple[int | None, int, bool]:
         """(prompt tokens, completion tokens, estimated): from the usage, else one token for each event."""

@@ -30,7 +30,7 @@ from router.classify.fit import fit_classifier
 from router.classify.loader import load_classifier
 from router.cli import listen
 from router.dispatch import Dispatcher
-from router.errors import AdapterUnavailable, EngineFailed
+from router.errors import AdapterUnavailable, EngineFailed, NotApplied
 from router.policy import NotScored, decide
 from router.telemetry import Telemetry
 from router.types import Call, Decision, Endpoint, Reply
@@ -55,12 +55,12 @@ class Stock:
         return Home.at(target)
 
 
-def make_stock(root: Path, *, versions: int = 4) -> Stock:
+def make_stock(root: Path, *, versions: int = 4, routes: Sequence[str] = ROUTES) -> Stock:
     base = find_base(str(make_base(root / "tiny")))
     folders = tuple(make_adapter(base.folder, root / f"adapter-{n}", seed=n, rank=2) for n in range(versions))
     home = Home.at(root / "home")
     registry, store = Registry.open(home.registry_url), Store(home.store)
-    for route in ROUTES:
+    for route in routes:
         registry.create_route(route)
         for folder in folders:
             publish_folder(registry, store, route, folder, base)
@@ -74,11 +74,16 @@ def make_stock(root: Path, *, versions: int = 4) -> Stock:
 
 @dataclass(slots=True)
 class Script:
-    """What an engine does at loads: `held` loads wait for `release`, `faults` fail with their message."""
+    """What an engine does at loads: `held` loads wait for `release`, `faults` fail with their message.
+
+    Those of `faults` that are `unapplied` fail at the proof.
+    """
 
     held: dict[str, asyncio.Event] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
+    unapplied: set[str] = field(default_factory=set)
     crashes: set[str] = field(default_factory=set)
+    probes: dict[str, Probes] = field(default_factory=dict)
     loads: list[str] = field(default_factory=list)
     unloads: list[str] = field(default_factory=list)
 
@@ -93,12 +98,19 @@ class ScriptedEngine(EchoBackend):
     """The echo engine with its loads and its answers under the test's control.
 
     An answer waits before piece `pause_before` until `resume`, and breaks as `breaks_with` says at piece `break_at`:
-    with an error, or (`StopAsyncIteration`) by ending too early.
+    with an error, or (`StopAsyncIteration`) by ending too early. `hold_open` makes `open` wait until `resume`; an
+    engine that `opens_late` answers all the same when that wait is cancelled. `room` is its `capacity`.
     """
 
-    def __init__(self, base: Base, *, fingerprint: str | None = None) -> None:
-        super().__init__(base.id, base_fingerprint=fingerprint or base.fingerprint)
+    def __init__(
+        self, base: Base, *, fingerprint: str | None = None, verified: bool = True, room: int | None = None
+    ) -> None:
+        super().__init__(base.id, base_fingerprint=(fingerprint or base.fingerprint) if verified else None)
         self.script = Script()
+        self.room = room
+        self.hold_open = False
+        self.opens_late = False
+        self.opening = 0
         self.pause_before: int | None = None
         self.break_at: int | None = None
         self.breaks_with: BaseException = EngineFailed("the engine died")
@@ -107,16 +119,22 @@ class ScriptedEngine(EchoBackend):
     def obey(self) -> None:
         """Forget everything that answers were told to do."""
         self.pause_before, self.break_at = None, None
+        self.hold_open, self.opens_late = False, False
         self.resumed.set()
         self.resumed = asyncio.Event()
+
+    @property
+    def capacity(self) -> int | None:
+        return self.room
 
     async def load(self, version: AdapterVersion, folder: Path, probes: Probes = NO_PROBES) -> None:
         ref = str(version.ref)
         self.script.loads.append(ref)
+        self.script.probes[ref] = probes
         if ref in self.script.held:
             await self.script.held[ref].wait()
         if ref in self.script.faults:
-            raise AdapterUnavailable(self.script.faults[ref])
+            raise (NotApplied if ref in self.script.unapplied else AdapterUnavailable)(self.script.faults[ref])
         if ref in self.script.crashes:
             raise RuntimeError("secret of the engine")
         await super().load(version, folder, probes)
@@ -130,8 +148,20 @@ class ScriptedEngine(EchoBackend):
         self._resident.discard(engine_name)
 
     async def open(self, call: Call) -> Reply:
+        if self.hold_open:
+            await self._until_resumed()
         reply = await super().open(call)
         return Reply(_Scripted(reply.body, self), reply.content_type)
+
+    async def _until_resumed(self) -> None:
+        self.opening += 1
+        try:
+            await self.resumed.wait()
+        except asyncio.CancelledError:
+            if not self.opens_late:
+                raise
+        finally:
+            self.opening -= 1
 
 
 class _Scripted(AsyncIterator[bytes]):

@@ -15,7 +15,7 @@ from router.dispatch import Followed
 from router.errors import ConfigInvalid, EngineFailed
 from router.telemetry import TAIL_BYTES, Outcome, Tail, Telemetry
 from router.types import Decision
-from tests.gateway_parts import Stock, client_request, make_stock, running
+from tests.gateway_parts import ScriptedEngine, Stock, client_request, make_stock, running
 
 LIVE = Decision("sql@1.0123456789abcdef", "live", "classified", "sql", 1, 0.9, "c" * 64)
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10}}\n\n'
@@ -70,6 +70,31 @@ def test_negative_usage_of_a_broken_engine_counts_as_none() -> None:
 def test_text_that_quotes_a_usage_object_is_not_usage() -> None:
     said = json.dumps({"text": '"usage":{"prompt_tokens":999}'}).encode()
     assert tail(b"data: " + said + b"\n\n").tokens()[0] is None
+
+
+def response_event(kind: str, **more: object) -> bytes:
+    return f"event: response.{kind}\ndata: {json.dumps({'type': f'response.{kind}', **more})}\n\n".encode()
+
+
+RESPONSE_USAGE = {"input_tokens": 7, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": 3}
+DELTAS = [response_event("output_text.delta", delta="x")] * 3
+
+
+@pytest.mark.parametrize("ending", ["completed", "incomplete", "failed"])
+def test_a_response_stream_is_done_with_its_own_last_event_wherever_it_is_cut(ending: str) -> None:
+    last = response_event(ending, response={"output": "x" * 2 * TAIL_BYTES, "usage": RESPONSE_USAGE})
+    stream = b"".join([response_event("created"), *DELTAS, last])
+    for size in (7, 1000, len(stream)):
+        pieces = [stream[start : start + size] for start in range(0, len(stream), size)]
+        assert tail(*pieces).done
+        assert tail(*pieces).tokens() == (7, 3, False)
+        assert not tail(*pieces[:-1]).done
+
+
+def test_a_response_that_only_speaks_of_the_last_event_is_not_done() -> None:
+    said = response_event("output_text.delta", delta="event: response.completed\n")
+    assert not tail(response_event("created"), said).done
+    assert tail(response_event("created"), *DELTAS).tokens() == (None, 3, True)
 
 
 def test_only_the_tail_of_an_answer_is_kept() -> None:
@@ -169,6 +194,24 @@ def test_the_metrics_page_has_these_names_and_labels_and_no_others(stock: Stock,
     assert wanted == {"sql": 1.0, "regex": 1.0}
     routes = {sample.labels["route"] for sample in families["branchline_requests"].samples}
     assert routes == {"sql", "base"}
+
+
+def test_loads_are_counted_by_route_and_how_they_went_and_engines_are_shown(stock: Stock, tmp_path: Path) -> None:
+    async def scenario() -> str:
+        engine = ScriptedEngine(stock.base)
+        engine.script.faults = {"regex@1": "changes nothing"}
+        engine.script.unapplied = {"regex@1"}
+        live = [("sql", 1), ("regex", 1)]
+        async with running(stock.copy(tmp_path / "home"), stock.base, live=live, engine=engine) as gateway:
+            return gateway.telemetry.render(gateway.catalog).decode()
+
+    page = asyncio.run(scenario())
+    assert 'branchline_adapter_loads_total{outcome="applied",route="sql"} 1.0' in page
+    assert 'branchline_adapter_loads_total{outcome="not_applied",route="regex"} 1.0' in page
+    assert "branchline_adapter_load_seconds_count 2.0" in page
+    assert 'branchline_engine_up{engine="echo"} 1.0' in page
+    assert 'branchline_engine_resident{engine="echo"} 1.0' in page
+    assert 'branchline_engine_restarts_total{engine="echo"} 0.0' in page
 
 
 def test_the_decision_log_has_one_line_of_facts_per_answer(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from router.wire import MAX_DEPTH, REFUSED_FIELDS, ClientRequest, parse_object, 
 
 CHAT: Endpoint = "chat/completions"
 COMPLETIONS: Endpoint = "completions"
+RESPONSES: Endpoint = "responses"
+TOKENIZE: Endpoint = "tokenize"
+ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES, TOKENIZE)
 USER = {"role": "user", "content": "select all users"}
 UTF8 = st.characters(exclude_categories=["Cs"])
 NUMBERS = st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
@@ -30,6 +33,14 @@ def chat(**body: object) -> ClientRequest:
 
 def completion(**body: object) -> ClientRequest:
     return parse_request(json.dumps({"model": "auto", "prompt": "p", **body}).encode(), COMPLETIONS)
+
+
+def response(**body: object) -> ClientRequest:
+    return parse_request(json.dumps({"model": "auto", "input": "i", **body}).encode(), RESPONSES)
+
+
+def tokens_of(**body: object) -> ClientRequest:
+    return parse_request(json.dumps({"model": "auto", **body}).encode(), TOKENIZE)
 
 
 def refusal(raw: bytes, endpoint: Endpoint = CHAT) -> InvalidRequest:
@@ -116,11 +127,22 @@ def test_stream_is_read_as_openai_reads_it(stream: bool | None, streams: bool) -
     assert chat(stream=stream).stream is streams
 
 
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
 @pytest.mark.parametrize("field", REFUSED_FIELDS)
-def test_a_field_that_can_hurt_others_is_refused_unless_null(field: str) -> None:
-    error = refusal(json.dumps({"model": "auto", "messages": [USER], field: {"a": 1}}).encode())
+def test_a_field_that_can_hurt_others_is_refused_everywhere_unless_null(field: str, endpoint: Endpoint) -> None:
+    body = {"model": "auto", "messages": [USER], "input": "i", **({} if endpoint == TOKENIZE else {"prompt": "p"})}
+    error = refusal(json.dumps({**body, field: {"a": 1}}).encode(), endpoint)
     assert (error.param, error.code) == (field, "unsupported_parameter")
-    assert chat(**{field: None}).model == "auto"
+    assert parse_request(json.dumps({**body, field: None}).encode(), endpoint).model == "auto"
+
+
+@pytest.mark.parametrize("more", [{}, {"logprobs": True}, {"top_logprobs": 0}])
+def test_a_chat_with_echo_is_refused_because_that_alone_asks_for_log_probabilities_of_the_prompt(
+    more: dict[str, object],
+) -> None:
+    body = {"model": "auto", "messages": [USER], "echo": True, **more}
+    assert refusal(json.dumps(body).encode()).param == "echo"
+    assert chat(echo=False).model == "auto"
 
 
 def test_echo_with_logprobs_is_refused_and_each_alone_is_not() -> None:
@@ -183,9 +205,72 @@ def test_a_prompt_of_another_shape_is_refused_by_its_name(prompt: object) -> Non
     assert refusal(json.dumps({"model": "auto", "prompt": prompt}).encode(), COMPLETIONS).param == "prompt"
 
 
-@given(
-    st.binary(max_size=300) | JSON.map(lambda value: json.dumps(value).encode()), st.sampled_from([CHAT, COMPLETIONS])
+# -- /v1/responses ----------------------------------------------------------------------------------------------------
+
+
+def test_the_input_of_a_response_is_a_text_or_items_of_which_user_messages_are_read_newest_first() -> None:
+    parts = [{"type": "input_text", "text": "two"}, {"type": "input_image", "image_url": "x"}]
+    items = [
+        {"role": "user", "content": "one"},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "a"}]},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "42"},
+        {"type": "message", "role": "user", "content": parts},
+        {"role": "developer", "content": "d"},
+    ]
+    assert response(input="select").texts == ("select",)
+    assert response(input=" ").texts == ()
+    found = response(input=items)
+    assert found.texts == ("two", "one")
+    assert found.body["input"] == items
+
+
+@pytest.mark.parametrize("given_input", [None, [], 7, {"role": "user"}, [7], [{"role": "user", "content": 7}]])
+def test_an_input_of_another_shape_is_refused_by_its_place(given_input: object) -> None:
+    error = refusal(json.dumps({"model": "auto", "input": given_input}).encode(), RESPONSES)
+    assert str(error.param).startswith("input")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("previous_response_id", "resp_1"), ("conversation", "conv_1"), ("background", True), ("store", True)],
 )
+def test_what_needs_state_between_requests_is_refused_with_the_reason(field: str, value: object) -> None:
+    error = refusal(json.dumps({"model": "auto", "input": "i", field: value}).encode(), RESPONSES)
+    assert (error.param, error.code) == (field, "unsupported_parameter")
+    assert "keeps no state between requests: send the whole conversation as `input`" in error.message
+
+
+def test_an_item_that_refers_to_a_stored_one_is_refused() -> None:
+    body = {"model": "auto", "input": [{"type": "item_reference", "id": "msg_1"}]}
+    error = refusal(json.dumps(body).encode(), RESPONSES)
+    assert (error.param, error.code) == ("input[0]", "unsupported_parameter")
+
+
+@pytest.mark.parametrize("more", [{}, {"store": False}, {"store": None}, {"background": False}])
+def test_an_engine_is_told_to_store_nothing_whatever_the_client_left_out(more: dict[str, object]) -> None:
+    assert response(**more).body["store"] is False
+
+
+# -- /tokenize --------------------------------------------------------------------------------------------------------
+
+
+def test_tokenize_takes_messages_or_a_prompt() -> None:
+    assert tokens_of(messages=[USER]).texts == ("select all users",)
+    assert tokens_of(prompt="select").texts == ("select",)
+    assert refusal(b'{"model":"auto"}', TOKENIZE).param == "messages"
+    assert refusal(b'{"model":"auto","prompt":7}', TOKENIZE).param == "prompt"
+
+
+def test_tokenize_never_streams() -> None:
+    assert refusal(b'{"model":"auto","prompt":"p","stream":true}', TOKENIZE).param == "stream"
+    assert not tokens_of(prompt="p", stream=False).stream
+
+
+# -- anything at all --------------------------------------------------------------------------------------------------
+
+
+@given(st.binary(max_size=300) | JSON.map(lambda value: json.dumps(value).encode()), st.sampled_from(ENDPOINTS))
 def test_arbitrary_bytes_are_parsed_or_refused_and_nothing_else(raw: bytes, endpoint: Endpoint) -> None:
     try:
         request = parse_request(raw, endpoint)
@@ -196,9 +281,10 @@ def test_arbitrary_bytes_are_parsed_or_refused_and_nothing_else(raw: bytes, endp
 
 @given(
     st.fixed_dictionaries(
-        {"model": st.sampled_from(["auto", "sql@2"])}, optional={"messages": JSON, "prompt": JSON, "stream": JSON}
+        {"model": st.sampled_from(["auto", "sql@2"])},
+        optional={"messages": JSON, "prompt": JSON, "input": JSON, "stream": JSON},
     ),
-    st.sampled_from([CHAT, COMPLETIONS]),
+    st.sampled_from(ENDPOINTS),
 )
 def test_an_almost_right_body_is_parsed_or_refused_and_nothing_else(
     body: dict[str, object], endpoint: Endpoint

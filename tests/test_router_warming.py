@@ -1,0 +1,186 @@
+"""Which versions come into an engine with limited room, in which order, and what waits for what."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import router.warming
+from adapters.examples import add_examples
+from adapters.home import Home
+from adapters.probes import NO_PROBES
+from adapters.registry import Registry
+from tests.gateway_parts import ScriptedEngine, Stock, client_request, make_stock, running
+
+NAMES = ("a", "b", "c")  # routes beside `sql` and `regex`
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Stock:
+    """Two routes with versions, and three that share bytes with them."""
+    return make_stock(tmp_path_factory.mktemp("stock"), versions=2, routes=("sql", "regex", *NAMES))
+
+
+@pytest.fixture
+def home(stock: Stock, tmp_path: Path) -> Home:
+    return stock.copy(tmp_path / "home")
+
+
+def promote_all(home: Home, *refs: str, disable: tuple[str, ...] = ()) -> None:
+    registry = Registry.open(home.registry_url)
+    for ref in refs:
+        route, _, number = ref.partition("@")
+        registry.promote(route, int(number), forced="a test")
+    for route in disable:
+        registry.disable(route)
+    registry.close()
+
+
+# -- a start ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_start_loads_live_versions_before_previous_ones_and_of_these_what_changed_last_first(
+    home: Home, stock: Stock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router.warming, "BACKLOG_WORKERS", 1)
+    promote_all(home, "sql@1", "sql@2", "regex@1", "a@1", "a@2", "b@1", disable=("b",))
+
+    async def scenario() -> None:
+        async with running(home, stock.base) as gateway:
+            assert gateway.engine.script.loads == ["a@2", "regex@1", "sql@2", "b@1", "a@1", "sql@1"]
+
+    asyncio.run(scenario())
+
+
+def test_a_start_ends_where_the_engine_is_full_and_the_rest_comes_on_demand(home: Home, stock: Stock) -> None:
+    promote_all(home, "sql@1", "sql@2", "regex@1", "a@1", "b@1", "c@1")
+
+    async def scenario() -> None:
+        async with running(home, stock.base, engine=ScriptedEngine(stock.base, room=3)) as gateway:
+            assert sorted(gateway.engine.script.loads) == ["a@1", "b@1", "c@1"]
+            assert gateway.catalog.warming == []
+            assert gateway.decide("sql").reason == "adapter_unavailable"
+            answer = await gateway.dispatcher.answer(client_request("sql"), "r-1")
+            await answer.reply.body.aclose()  # type: ignore[attr-defined]  # AsyncIterator's type has no aclose
+            assert answer.decision.reason == "adapter_unavailable"
+            await gateway.until(lambda: gateway.in_force("sql") == 2, "the version that was asked for")
+            assert gateway.engine.script.loads.count("sql@1") == 0
+            assert gateway.in_force("regex") is None
+
+    asyncio.run(scenario())
+
+
+def test_a_start_has_only_a_few_loads_under_way_at_a_time(home: Home, stock: Stock) -> None:
+    promote_all(home, "sql@1", "regex@1", "a@1", "b@1", "c@1")
+
+    async def scenario() -> None:
+        engine = ScriptedEngine(stock.base)
+        engine.script.hold("c@1", "b@1", "a@1", "sql@1", "regex@1")
+        async with running(home, stock.base, engine=engine, settle=False) as gateway:
+            await gateway.until(lambda: len(engine.script.loads) == 2, "two loads")
+            await gateway.catalog.settled(0.05)
+            assert engine.script.loads == ["c@1", "b@1"]
+            assert sorted(gateway.catalog.warming) == ["a", "b", "c", "regex", "sql"]
+            for ref in ("b@1", "a@1", "c@1", "regex@1", "sql@1"):
+                engine.script.release(ref)
+            await gateway.catalog.settled()
+            assert [gateway.in_force(route) for route in ("sql", "regex", *NAMES)] == [1] * 5
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("how", ["promote", "ask"])
+def test_what_changes_or_is_asked_for_passes_a_backlog_that_hangs(home: Home, stock: Stock, how: str) -> None:
+    promote_all(home, "sql@1", "regex@1", "a@1", "b@1")
+
+    async def scenario() -> None:
+        engine = ScriptedEngine(stock.base)
+        engine.script.hold("b@1", "a@1")
+        async with running(home, stock.base, engine=engine, settle=False) as gateway:
+            await gateway.until(lambda: len(engine.script.loads) == 2, "a backlog that hangs")
+            if how == "promote":
+                await gateway.promoted("sql", 2)
+            else:
+                await gateway.catalog.until_warm("sql", timeout_seconds=30)
+                assert gateway.in_force("sql") == 1
+
+    asyncio.run(scenario())
+
+
+def test_what_the_backlog_no_longer_needs_is_passed_over(home: Home, stock: Stock) -> None:
+    promote_all(home, "sql@1", "regex@1", "a@1")
+
+    async def scenario() -> None:
+        engine = ScriptedEngine(stock.base)
+        engine.script.hold("a@1", "regex@1")
+        async with running(home, stock.base, engine=engine, settle=False) as gateway:
+            await gateway.until(lambda: len(engine.script.loads) == 2, "a backlog that hangs")
+            await gateway.applied(gateway.registry.retire("sql", 1).event.serial)
+            for ref in ("a@1", "regex@1"):
+                engine.script.release(ref)
+            await gateway.catalog.settled()
+            assert "sql@1" not in engine.script.loads
+
+    asyncio.run(scenario())
+
+
+# -- what the engine lost ---------------------------------------------------------------------------------------------
+
+
+def test_a_version_that_the_engine_evicted_stays_in_force_and_comes_back_on_demand(home: Home, stock: Stock) -> None:
+    async def scenario() -> None:
+        async with running(home, stock.base, live=[("sql", 1), ("sql", 2)]) as gateway:
+            for number in (1, 2):
+                gateway.engine.lose(gateway.engine_name("sql", number))
+            assert gateway.in_force("sql") == 2
+            await gateway.catalog.until_warm("sql", timeout_seconds=30)
+            assert gateway.engine.is_resident(gateway.engine_name("sql", 2))
+            assert gateway.engine.script.loads[2:] == ["sql@2"]
+
+    asyncio.run(scenario())
+
+
+def test_the_old_version_that_answers_for_one_not_applied_comes_back_too(home: Home, stock: Stock) -> None:
+    async def scenario() -> None:
+        async with running(home, stock.base, live=[("sql", 1)]) as gateway:
+            gateway.engine.script.faults["sql@2"] = "sql@2 changes nothing"
+            gateway.engine.script.unapplied.add("sql@2")
+            await gateway.applied(gateway.promote("sql", 2))
+            await gateway.catalog.settled()
+            gateway.engine.lose(gateway.engine_name("sql", 1))
+            await gateway.catalog.until_warm("sql", timeout_seconds=30)
+            assert gateway.decide("sql").version == 1
+            assert gateway.engine.is_resident(gateway.engine_name("sql", 1))
+            assert gateway.catalog.problems == {"sql": "sql@2 changes nothing"}
+
+    asyncio.run(scenario())
+
+
+# -- probes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_load_is_proved_with_the_routes_own_examples(home: Home, stock: Stock) -> None:
+    async def scenario() -> None:
+        async with running(home, stock.base) as gateway:
+            add_examples(gateway.registry, "sql", ["select all users"], source="a test")
+            await gateway.promoted("sql", 1)
+            assert gateway.engine.script.probes["sql@1"].texts == ("select all users",)
+
+    asyncio.run(scenario())
+
+
+def test_where_the_registry_does_not_answer_a_version_comes_back_without_its_examples(home: Home, stock: Stock) -> None:
+    async def scenario() -> None:
+        async with running(home, stock.base, live=[("sql", 1)]) as gateway:
+            gateway.engine.lose(gateway.engine_name("sql", 1))
+            with closing(sqlite3.connect(home.folder / "registry.db", isolation_level=None)) as database:
+                database.execute("ALTER TABLE examples RENAME TO hidden")
+                await gateway.catalog.until_warm("sql", timeout_seconds=30)
+            assert gateway.engine.is_resident(gateway.engine_name("sql", 1))
+            assert gateway.engine.script.probes["sql@1"] == NO_PROBES
+
+    asyncio.run(scenario())
