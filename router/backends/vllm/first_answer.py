@@ -14,16 +14,16 @@ REFUSALS = 40  # somebody else may hold the port for a moment; our own engine ne
 
 
 async def first_answer(url: str, key: str, base_id: str) -> None:
-    """Returns once `base_id` has generated a token. Raises `EngineFailed` where it refuses; waits without limit."""
+    """Returns once `base_id` has generated a token; waits without limit.
+
+    Raises `EngineFailed` where the engine refuses, and what aiohttp raises where it breaks the connection.
+    """
     headers = {"authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers, timeout=aiohttp.ClientTimeout(total=None)) as client:
         await _until_healthy(client)
         body = {"model": base_id, "prompt": "hello", "max_tokens": 1, "temperature": 0}
-        try:
-            async with client.post("/v1/completions", json=body) as answer:
-                text = await answer.text(errors="replace")
-        except aiohttp.ClientError as error:
-            raise EngineFailed(f"vLLM did not answer its first request ({type(error).__name__})") from None
+        async with client.post("/v1/completions", json=body) as answer:
+            text = await answer.text(errors="replace")
         if answer.status != 200:
             raise EngineFailed(f"vLLM answered {answer.status} to its first request: {text[:200]}")
 

@@ -27,6 +27,7 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 SWEEP_SECONDS = 3.0
 TICK_SECONDS = 0.5
+_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(words: list[str]) -> int:
@@ -47,7 +48,7 @@ def _catch_signals() -> int:
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, lambda *_: None)
     return reader
 
@@ -55,10 +56,15 @@ def _catch_signals() -> int:
 def _start(command: list[str]) -> int:
     terminal = _terminal()
     keeper = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # or one that comes before the exec below would be lost
     engine = os.fork()
     if engine:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         return engine
     try:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         os.setsid()
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != keeper:  # it died before the line above

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+import aiohttp
+
 from adapters.base import Base
 
 from ...errors import EngineFailed
@@ -19,13 +21,14 @@ from .log import EngineLog
 from .options import EngineOptions
 from .preflight import check_python
 from .run import EngineRun, free_port
-from .words import advice, last_words, progress
+from .words import advice, is_dead, last_words, progress
 
 State = Literal["starting", "up", "down"]
 START_SECONDS = 1800.0
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 SETTLED_SECONDS = 60.0
+LAST_WORDS_SECONDS = 0.5
 PORT_TRIES = 5
 
 
@@ -168,10 +171,13 @@ class ManagedEngine:
                 if left <= 0:
                     raise EngineFailed(f"vLLM said nothing for {self._start_seconds:.0f} s and does not answer")
                 await asyncio.wait({answer, run.ended}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done() and answer.exception() is not None:
+            broken = answer.done() and isinstance(answer.exception(), aiohttp.ClientError)
+            if broken:
                 await asyncio.wait({run.ended}, timeout=5)  # its last words say more than a broken connection
             if run.ended.done() or self._stopped:
                 raise self._failure(run)
+            if broken:
+                raise EngineFailed("vLLM broke the connection of its first request")
             answer.result()
         finally:
             answer.cancel()
@@ -208,6 +214,8 @@ class ManagedEngine:
     def _hear(self, line: str) -> None:
         line = line.replace(self._key, "***")
         self._log.write(line)
+        if self._state == "up" and self._run is not None and is_dead(line):
+            asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self._run.kill)
         words = progress(line)
         if words and words != self._said:
             self._said = words

@@ -14,7 +14,8 @@ _HEADER = re.compile(r"^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*(?P<error>[A-Z]\w*(?:Error|Exception|Exit|Interrupt)(?:: .+)?)$")
 _USAGE = re.compile(r"^[\w.-]+: error: (?P<message>.+)$")
 _WORKER = re.compile(r"Worker failed with error '(?P<message>.+)', please check the stack trace")
-_DIED = re.compile(r"^(?:Engine core proc|Worker proc) (?P<name>\S+) died unexpectedly")
+_CORE_DIED = re.compile(r"engine core exited unexpectedly|Engine core proc \S+ died unexpectedly")
+_DIED = re.compile(r"^Worker proc (?P<name>\S+) died unexpectedly")
 _CONSEQUENCES = (
     "Engine core initialization failed",
     "WorkerProc initialization failed",
@@ -61,11 +62,17 @@ def last_words(lines: Sequence[str], status: int | None = None) -> str:
 
     `status` is the exit code, negative for a signal. Tracebacks, and errors that only follow from others, are left out.
     """
-    if status == -signal.SIGKILL:  # it had no time for a word
-        return "killed by signal 9, most likely because memory ran out"
     texts = [bare(line) for line in lines]
+    death = _death(texts)
+    if status == -signal.SIGKILL and not death:  # it had no time for a word: older errors are not the reason
+        return "killed by signal 9, most likely because memory ran out"
     reason = next(filter(None, (_error(texts, at) for at in reversed(range(len(texts))))), None)
-    return _shorten(reason or _death(texts) or _ending(status))
+    return _shorten(reason or death or _ending(status))
+
+
+def is_dead(line: str) -> bool:
+    """Whether this line says that the engine's core has died: vLLM itself notices only at its next look, 5 s later."""
+    return _CORE_DIED.search(line) is not None
 
 
 def advice(words: str) -> str:
@@ -96,14 +103,16 @@ def _death(texts: Sequence[str]) -> str | None:
     """A child of the engine that ended without a word: nearly always the kernel, which ran out of memory."""
     for text in texts:
         if found := _DIED.match(text):
-            return f"{found['name'].rstrip(',')} was killed, most likely because memory ran out"
+            return f"{found['name']} was killed, most likely because memory ran out"
+    if any(map(is_dead, texts)):
+        return "EngineCore was killed, most likely because memory ran out"
     return None
 
 
 def _ending(status: int | None) -> str:
     if status is None:
         return "the engine's log says nothing"
-    return f"killed by signal {-status}" if status < 0 else f"ended with exit code {status} and no error in its log"
+    return f"killed by signal {-status}" if status < 0 else f"exit code {status}, no error in its log"
 
 
 def _shorten(text: str) -> str:
