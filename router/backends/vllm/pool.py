@@ -1,0 +1,194 @@
+"""The engines of one gateway: which one takes a call, another try where one failed, and who still has to load what."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+
+from adapters.errors import BranchlineError
+
+from ...background import Background
+from ...errors import (
+    AdapterUnavailable,
+    EngineFailed,
+    EngineOverloaded,
+    EngineUnavailable,
+    NotApplied,
+)
+from ...types import Call, Reply
+from .answers import UnknownName
+from .replica import Held, Replica
+
+SWAP_PENALTY = 2  # calls: what bringing a version into a batch costs, against waiting behind others
+log = logging.getLogger("branchline.vllm")
+
+
+class Pool:
+    """Lives on one event loop. `held` are the versions that shall be resident, the most recently used one last."""
+
+    def __init__(self, base_id: str, *, retry_seconds: float) -> None:
+        self.replicas: Sequence[Replica] = ()
+        self._base_id = base_id
+        self._retry_seconds = retry_seconds
+        self._held: OrderedDict[str, Held] = OrderedDict()
+        self._loads: dict[tuple[str, str], asyncio.Task[BranchlineError | None]] = {}
+        self._catching_up: set[str] = set()
+        self._caught_up: dict[str, int] = {}  # the start of each engine that holds all it should
+        self._background = Background()
+        self._changed = asyncio.Event()
+
+    async def open(self, call: Call) -> Reply:
+        """Begin `call` where it is answered soonest; where that fails before a byte came, on another engine.
+
+        Raises what the last engine raised, `AdapterUnavailable` where none has the version, `EngineUnavailable` where
+        none is up.
+        """
+        if call.engine_name in self._held:
+            self._held.move_to_end(call.engine_name)
+        tried: set[str] = set()
+        problem: BranchlineError | None = None
+        while (replica := self._choose(call.engine_name, tried)) is not None:
+            tried.add(replica.name)
+            try:
+                return await self._open_on(replica, call)
+            except (EngineFailed, EngineOverloaded, AdapterUnavailable) as error:
+                problem = error
+        raise problem or self._nobody(call.engine_name)
+
+    def is_resident(self, engine_name: str) -> bool:
+        """Whether an engine that is up has a version that is held."""
+        return engine_name in self._held and any(
+            replica.state == "up" and replica.has(engine_name) for replica in self.replicas
+        )
+
+    async def load(self, held: Held) -> None:
+        """Load and prove on all engines that are up, beside each other; those that come up later follow by themselves.
+
+        Raises `NotApplied` where the proof fails on any of them, and `AdapterUnavailable` where it succeeds on none.
+        """
+        up = [replica for replica in self.replicas if replica.state == "up"]
+        problems = await asyncio.gather(*[self._load_on(replica, held) for replica in up])
+        wrong = next((problem for problem in problems if isinstance(problem, NotApplied)), None)
+        if wrong is not None:
+            self.forget(held.name)
+            for replica in self.replicas:
+                replica.refuse(held.name)
+            raise wrong
+        if not any(replica.has(held.name) for replica in up):
+            found = [problem.message for problem in problems if problem is not None]
+            why = "; ".join(dict.fromkeys(found)) or "no engine is up"
+            raise AdapterUnavailable(f"{held.name} cannot be loaded: {why}")
+        self._held[held.name] = held
+        self._held.move_to_end(held.name)
+        for replica in self.replicas:
+            if not replica.has(held.name):
+                self._lacks_something(replica)
+
+    def forget(self, engine_name: str) -> None:
+        """Calls for it are refused from now on. No engine is asked to unload anything."""
+        self._held.pop(engine_name, None)
+
+    def changed(self, replica: Replica) -> None:
+        """Something happened to `replica`: whoever waits looks again, and what it lacks is loaded."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+        behind = replica.state == "up" and self._caught_up.get(replica.name) != replica.starts
+        if behind and replica.name not in self._catching_up:
+            self._catching_up.add(replica.name)
+            self._background.spawn(self._catch_up(replica))
+
+    async def until_changed(self) -> None:
+        await self._changed.wait()
+
+    async def stop(self) -> None:
+        """End all loads."""
+        self._held.clear()
+        await self._background.stop()
+
+    async def _open_on(self, replica: Replica, call: Call) -> Reply:
+        try:
+            return await replica.open(call)
+        except UnknownName:
+            held = self._held.get(call.engine_name)
+            if not replica.is_plain or held is None:
+                self._lacks_something(replica)
+                raise
+        problem = await self._load_on(replica, held)  # it restarted unseen
+        if problem is not None:
+            raise problem
+        return await replica.open(call)
+
+    def _choose(self, engine_name: str, tried: set[str]) -> Replica | None:
+        """The engine with the fewest calls that has the version ready; each name has its favourite among equals."""
+        if engine_name != self._base_id and engine_name not in self._held:
+            return None
+        fit = [
+            replica
+            for replica in self.replicas
+            if replica.name not in tried and replica.has(engine_name) and replica.takes_calls()
+        ]
+        if len(fit) < 2:
+            return fit[0] if fit else None
+        return min(fit, key=lambda replica: (_cost(replica, engine_name), _rank(engine_name, replica.name)))
+
+    def _nobody(self, engine_name: str) -> BranchlineError:
+        if engine_name != self._base_id and not self.is_resident(engine_name):
+            return AdapterUnavailable(f"{engine_name} is not resident")
+        return EngineUnavailable("no engine can take the request now")
+
+    async def _load_on(self, replica: Replica, held: Held) -> BranchlineError | None:
+        """The load goes on where who waits for it is cancelled: a load cut short leaves a second one in vLLM."""
+        key = replica.name, held.name
+        if key not in self._loads:
+            self._loads[key] = self._background.spawn(self._try_to_load(replica, held))
+        task = self._loads[key]
+        await asyncio.wait({task})
+        return AdapterUnavailable("the gateway stops") if task.cancelled() else task.result()
+
+    async def _try_to_load(self, replica: Replica, held: Held) -> BranchlineError | None:
+        try:
+            await replica.load(held)
+        except BranchlineError as error:
+            log.warning("%s: %s", replica.name, error.message)
+            return error
+        finally:
+            del self._loads[replica.name, held.name]
+        return None
+
+    def _lacks_something(self, replica: Replica) -> None:
+        self._caught_up.pop(replica.name, None)
+        self.changed(replica)
+
+    async def _catch_up(self, replica: Replica) -> None:
+        """Load what is held and missing here, the most recently used first, as many as the engine can keep."""
+        start, failed = replica.starts, False
+        self._caught_up[replica.name] = start
+        try:
+            for name in self._worth_holding(replica):
+                held = self._held.get(name)
+                if held is not None and replica.wants(name):
+                    failed |= await self._load_on(replica, held) is not None
+        finally:
+            self._catching_up.discard(replica.name)
+        if failed:
+            self._background.later(self._retry_seconds, self._lacks_something, replica)
+        else:
+            self.changed(replica)
+
+    def _worth_holding(self, replica: Replica) -> list[str]:
+        room = replica.identity.max_cpu_loras if replica.identity else None
+        return list(reversed(self._held))[:room]
+
+
+def _cost(replica: Replica, engine_name: str) -> int:
+    return replica.traffic.outstanding + (0 if replica.is_active(engine_name) else SWAP_PENALTY)
+
+
+@lru_cache(maxsize=4096)
+def _rank(engine_name: str, replica_name: str) -> bytes:
+    """Rendezvous hashing: every gateway prefers the same engine for the same name."""
+    return hashlib.blake2b(f"{engine_name}\n{replica_name}".encode(), digest_size=8).digest()

@@ -1,0 +1,92 @@
+"""What one engine is working on for this gateway: calls that wait for their first byte, and answers that have begun."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from ...errors import EngineFailed, EngineUnavailable
+from ...types import Call, Reply
+from .body import Body
+from .client import EngineClient
+
+
+class Traffic:
+    """Lives on one event loop. `busy` counts by engine name; `heard_at` is when anything last came back, or when the
+    first of the calls now waiting began, in seconds on the loop's clock.
+    """
+
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
+        self._opening: set[asyncio.Timeout] = set()
+        self._bodies: weakref.WeakSet[Body] = weakref.WeakSet()
+        self.busy: Counter[str] = Counter()
+        self.outstanding = 0
+        self.heard_at = 0.0
+
+    async def open(self, call: Call, broke_off: Callable[[], None]) -> Reply:
+        """Begin a call; raises what `EngineClient.begin` raises. `broke_off` is called if its answer breaks later."""
+        async with self._beginning(call.engine_name):
+            begun = await self._client.begin(call)
+        self._begin(call.engine_name)
+        self.hear()
+        body = Body(begun, self.hear, partial(self._body_ended, call.engine_name, broke_off))
+        if begun.response is not None:
+            self._bodies.add(body)
+        return Reply(body, begun.content_type)
+
+    async def ask(self, path: str, body: Mapping[str, object], *, seconds: float, request_id: str) -> dict[str, Any]:
+        """One request of Branchline's own; raises what `EngineClient.ask` raises."""
+        async with self._beginning(str(body["model"])):
+            answer = await self._client.ask(path, body, seconds=seconds, request_id=request_id)
+        self.hear()
+        return answer
+
+    def end(self, *, streams: bool) -> None:
+        """Give up what has not begun, with `EngineUnavailable`; with `streams` also what has, with `EngineFailed`."""
+        opening, self._opening = self._opening, set()
+        now = asyncio.get_running_loop().time()
+        for scope in opening:
+            scope.reschedule(now)
+        if streams:
+            for body in list(self._bodies):
+                body.fail(EngineFailed("the engine went down while it answered"))
+
+    def hear(self) -> None:
+        self.heard_at = asyncio.get_running_loop().time()
+
+    @asynccontextmanager
+    async def _beginning(self, engine_name: str) -> AsyncIterator[None]:
+        scope = asyncio.timeout(None)
+        self._begin(engine_name)
+        self._opening.add(scope)
+        try:
+            async with scope:
+                yield
+        except TimeoutError:
+            raise EngineUnavailable("the engine went down before it answered") from None
+        finally:
+            self._opening.discard(scope)
+            self._end(engine_name)
+
+    def _body_ended(self, engine_name: str, broke_off: Callable[[], None], broken: bool) -> None:
+        self._end(engine_name)
+        if broken:
+            broke_off()
+
+    def _begin(self, engine_name: str) -> None:
+        if not self.outstanding:
+            self.hear()
+        self.outstanding += 1
+        self.busy[engine_name] += 1
+
+    def _end(self, engine_name: str) -> None:
+        self.outstanding -= 1
+        self.busy[engine_name] -= 1
+        if not self.busy[engine_name]:
+            del self.busy[engine_name]

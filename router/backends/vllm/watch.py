@@ -1,0 +1,188 @@
+"""Looks after one engine: is it healthy, is it the one it was, does its core still answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal, Protocol
+
+from ...errors import EngineFailed, EngineUnavailable, RouterError
+from .client import Address, EngineSilent
+from .identity import Identity, identify
+from .replica import Replica
+
+HANGS = "it accepts requests and answers none"
+log = logging.getLogger("branchline.vllm")
+
+
+class Keeper(Protocol):
+    """Who starts an engine of ours, and starts it again when it ends."""
+
+    @property
+    def state(self) -> Literal["starting", "up", "down"]:
+        """`up` once this start has answered a request."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why it is not up."""
+
+    def restart(self, why: str) -> None:
+        """End this start at once and begin another."""
+
+
+class Watch:
+    """Drives one `Replica`. `accept` says what is wrong with an identity, for this gateway, or `None`.
+
+    `keeper` is `None` where somebody else runs the engine.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        address: Address,
+        base_id: str,
+        accept: Callable[[Identity], str | None],
+        keeper: Keeper | None = None,
+    ) -> None:
+        self._replica = replica
+        self._address = address
+        self._base_id = base_id
+        self._accept = accept
+        self._keeper = keeper
+        self._rhythm = replica.rhythm
+        self._wake = asyncio.Event()
+        self._generation = address.generation
+        self._looks = 0
+        self._misses = 0
+        self._hangs = False
+        self._core_check: asyncio.Task[None] | None = None
+
+    def wake(self) -> None:
+        """Look now, and closely: somebody saw something."""
+        self._looks = 0
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Look for as long as nobody cancels it."""
+        try:
+            while True:
+                try:
+                    await self.look()
+                except Exception:
+                    log.exception("the health check of %s failed", self._replica.name)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._rhythm.look_seconds):
+                        await self._wake.wait()
+                self._wake.clear()
+        finally:
+            if self._core_check is not None:
+                self._core_check.cancel()
+
+    async def look(self) -> None:
+        """One health check, and what follows from it."""
+        if self._address.generation != self._generation:
+            self._generation = self._address.generation
+            self._misses, self._hangs, self._looks = 0, False, 0
+            self._replica.forget_all()
+        if self._keeper is not None and self._keeper.state != "up":
+            self._replica.went(self._keeper.state, self._keeper.problem)
+        else:
+            await self._look_at_health()
+            self._look_at_core()
+
+    async def _look_at_health(self) -> None:
+        began = asyncio.get_running_loop().time()
+        try:
+            status, _ = await self._replica.client.get("/health", seconds=self._rhythm.health_seconds)
+        except EngineUnavailable:
+            self._looks = 0
+            self._replica.went("down", "it cannot be reached")
+        except EngineFailed:
+            self._missed(began)
+        else:
+            await self._answered(status)
+
+    async def _answered(self, status: int) -> None:
+        if status in (401, 403):
+            self._replica.went("down", "it refuses Branchline's key")
+        elif status == 503:
+            self._looks = 0
+            self._replica.went("draining", "it answers 503 to /health")
+        elif status != 200:
+            self._replica.went("down", f"it answers {status} to /health")
+        elif self._looks % self._rhythm.identify_every == 0 or self._replica.identity is None:
+            await self._look_closely()
+        else:
+            self._misses = 0
+            self._looks += 1
+
+    async def _look_closely(self) -> None:
+        """Who is it? Only then does it get calls."""
+        began = asyncio.get_running_loop().time()
+        try:
+            if self._hangs:
+                await self._one_token()
+            identity = await identify(self._replica.client, self._base_id, seconds=self._rhythm.health_seconds)
+        except EngineSilent:
+            if self._hangs:
+                self._replica.went("down", HANGS)
+            else:
+                self._missed(began)
+            return
+        except RouterError as error:
+            self._replica.went("down", error.message)
+            return
+        problem = self._accept(identity)
+        if problem is not None:
+            self._replica.went("down", problem)
+            return
+        self._hangs = False
+        self._misses = 0
+        self._looks = 1
+        self._replica.came_up(identity)
+
+    def _missed(self, began: float) -> None:
+        """No answer to a health check; an engine that sends tokens meanwhile is only busy."""
+        if self._replica.traffic.heard_at >= began and self._replica.traffic.outstanding:
+            return
+        self._misses += 1
+        if self._misses >= self._rhythm.misses:
+            self._looks = 0
+            self._replica.went("down", "it does not answer health checks", end_streams=True)
+
+    def _look_at_core(self) -> None:
+        """vLLM says that it is healthy while its core hangs: where nothing comes back, ask for a token."""
+        traffic = self._replica.traffic
+        silence = asyncio.get_running_loop().time() - traffic.heard_at
+        checked = self._core_check is None or self._core_check.done()
+        if checked and traffic.outstanding and not self._hangs and silence >= self._rhythm.stall_seconds:
+            self._core_check = asyncio.create_task(self._check_core())
+
+    async def _check_core(self) -> None:
+        traffic = self._replica.traffic
+        began = asyncio.get_running_loop().time()
+        try:
+            await self._one_token()
+        except EngineUnavailable:
+            return  # the next health check sees it too
+        except EngineSilent:
+            if traffic.heard_at < began:
+                self._core_hangs()
+        except RouterError:
+            traffic.hear()
+        else:
+            traffic.hear()
+
+    def _core_hangs(self) -> None:
+        self._hangs, self._looks = True, 0
+        self._replica.went("down", HANGS, end_streams=True)
+        if self._keeper is not None:
+            self._keeper.restart("it hung")
+
+    async def _one_token(self) -> None:
+        body = {"model": self._base_id, "prompt": "Hello", "max_tokens": 1}
+        await self._replica.client.ask(
+            "/v1/completions", body, seconds=self._rhythm.core_seconds, request_id="branchline-core"
+        )

@@ -1,0 +1,368 @@
+"""Several engines behind one gateway: who takes a call, who takes it over, and who catches up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+
+import pytest
+
+from router.errors import (
+    AdapterUnavailable,
+    EngineFailed,
+    EngineOverloaded,
+    EngineUnavailable,
+    InvalidRequest,
+    NotApplied,
+)
+from tests.backend_contract import close, idle
+from tests.programmable_engine import (
+    BASE_ID,
+    Order,
+    ProgrammableEngine,
+    answer,
+    error,
+    frames,
+    hang,
+    reset,
+    stream,
+)
+from tests.vllm_backends import STORE, Running, chat, check, version
+
+SQL, REGEX = version(1), version(2, "regex")
+
+
+def two() -> tuple[ProgrammableEngine, ProgrammableEngine]:
+    return ProgrammableEngine(), ProgrammableEngine()
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        reset,
+        error(500, "internal"),
+        error(503, "engine core is dead"),
+        error(429, "too many"),
+        answer(b"<html>"),
+        stream(b'{"half":', then=reset),
+        stream(b'data: {"error": {"message": "EngineCore died", "code": 500}}\n\n'),
+        stream(then=reset),
+    ],
+)
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_call_that_fails_before_its_first_byte_is_answered_by_another_engine(order: Order, streams: bool) -> None:
+    async def scenario(running: Running) -> None:
+        await running.load(SQL)
+        for engine in running.engines:
+            engine.order(order, order)  # twice: a broken connection is tried again
+        with pytest.raises((EngineFailed, EngineOverloaded)):
+            await running.backend.open(chat(SQL.engine_name, stream=streams))
+        assert all(engine.calls for engine in running.engines)
+
+    async def one_of_two(running: Running) -> None:
+        await running.load(SQL)
+        favourite = await _favourite(running, SQL.engine_name)
+        favourite.order(order, order)
+        reply = await running.backend.open(chat(SQL.engine_name, stream=streams))
+        assert SQL.engine_name.encode() in b"".join([part async for part in reply.body])
+
+    check(scenario, *two())
+    check(one_of_two, *two())
+
+
+def test_what_the_client_did_wrong_is_not_tried_again() -> None:
+    async def scenario(running: Running) -> None:
+        for engine in running.engines:
+            engine.order(error(400, "temperature must be positive"))
+        with pytest.raises(InvalidRequest, match="temperature"):
+            await running.backend.open(chat())
+        assert sum(len(engine.calls) for engine in running.engines) == 1
+
+    check(scenario, *two())
+
+
+def test_a_stream_that_breaks_after_its_first_byte_is_not_begun_again() -> None:
+    async def scenario(running: Running) -> None:
+        for engine in running.engines:
+            engine.order(stream(frames(BASE_ID)[0], then=reset))
+        reply = await running.backend.open(chat(stream=True))
+        assert await anext(reply.body) == frames(BASE_ID)[0]
+        with pytest.raises(EngineFailed):
+            await anext(reply.body)
+        await idle(running.backend)
+        assert sum(len(engine.calls) for engine in running.engines) == 1
+
+    check(scenario, *two())
+
+
+def test_calls_go_where_the_fewest_are_being_answered() -> None:
+    async def scenario(running: Running) -> None:
+        gate = asyncio.Event()
+        for engine in running.engines:
+            engine.order(*[stream(frames(BASE_ID)[0], gate, *frames(BASE_ID)[1:])] * 8)
+        replies = [await running.backend.open(chat(stream=True)) for _ in range(8)]
+        assert [len(engine.calls) for engine in running.engines] == [4, 4]
+        assert [status.outstanding for status in running.backend.engines] == [4, 4]
+        gate.set()
+        for reply in replies:
+            assert [part async for part in reply.body]
+        await idle(running.backend)
+
+    check(scenario, *two())
+
+
+def test_versions_stay_where_they_are_being_decoded() -> None:
+    async def scenario(running: Running) -> None:
+        versions = [version(number) for number in range(1, 5)]
+        await running.load(*versions)
+        asked: Counter[tuple[str, int]] = Counter()
+        for _ in range(3):
+            for one in versions:
+                before = [len(engine.calls) for engine in running.engines]
+                await running.backend.open(chat(one.engine_name))
+                after = [len(engine.calls) for engine in running.engines]
+                asked[one.engine_name, [new - old for new, old in zip(after, before, strict=True)].index(1)] += 1
+        assert set(asked.values()) == {3}
+
+    check(scenario, *[ProgrammableEngine(max_loras=4) for _ in range(2)])
+
+
+def test_a_drained_engine_gets_no_calls_and_finishes_those_it_has() -> None:
+    async def scenario(running: Running) -> None:
+        gate = asyncio.Event()
+        drained = await _favourite(running, BASE_ID)
+        drained.order(stream(frames(BASE_ID)[0], gate, *frames(BASE_ID)[1:]))
+        reply = await running.backend.open(chat(stream=True))
+        await running.backend.drain(running.name(drained))
+        assert running.status(drained).state == "draining"
+        before = len(drained.calls)
+        for _ in range(4):
+            await running.backend.open(chat())
+        assert len(drained.calls) == before
+        gate.set()
+        assert b"".join([part async for part in reply.body]).endswith(b"data: [DONE]\n\n")
+        await running.backend.resume(running.name(drained))
+        await running.backend.open(chat())
+        assert len(drained.calls) == before + 1
+
+    check(scenario, *two())
+
+
+def test_an_engine_that_fails_again_and_again_is_left_alone_until_a_trial_succeeds() -> None:
+    async def scenario(running: Running) -> None:
+        bad = await _favourite(running, BASE_ID)
+        bad.order(*[error(500, "no")] * 3)
+        before = len(bad.calls)
+        for _ in range(12):
+            await running.backend.open(chat())
+        assert len(bad.calls) == before + 3
+
+    check(scenario, *two(), breaker_seconds=600.0)
+
+
+def test_a_trial_that_succeeds_closes_the_breaker() -> None:
+    async def scenario(running: Running) -> None:
+        running.first.order(*[error(500, "no")] * 3)
+        for _ in range(3):
+            with pytest.raises(EngineFailed):
+                await running.backend.open(chat())
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await running.backend.open(chat())
+                except EngineUnavailable:
+                    await asyncio.sleep(0)
+                else:
+                    break
+        for _ in range(3):
+            await running.backend.open(chat())
+
+    check(scenario, breaker_seconds=0.02)
+
+
+def test_a_version_is_proved_on_every_engine_before_it_takes_calls() -> None:
+    async def scenario(running: Running) -> None:
+        assert not running.backend.is_resident(SQL.engine_name)
+        await running.load(SQL)
+        assert running.backend.is_resident(SQL.engine_name)
+        assert [status.resident for status in running.backend.engines] == [1, 1]
+        assert all(SQL.engine_name in engine.loaded and not engine.calls for engine in running.engines)
+
+    check(scenario, *two())
+
+
+def test_a_version_that_one_engine_does_not_apply_is_nowhere() -> None:
+    async def scenario(running: Running) -> None:
+        running.engines[1].inert.add(SQL.engine_name)
+        with pytest.raises(NotApplied):
+            await running.load(SQL)
+        assert not running.backend.is_resident(SQL.engine_name)
+        with pytest.raises(AdapterUnavailable):
+            await running.backend.open(chat(SQL.engine_name))
+        running.engines[1].inert.clear()
+        await running.load(SQL)
+        await running.backend.open(chat(SQL.engine_name))
+
+    check(scenario, *two())
+
+
+def test_an_engine_that_cannot_load_a_version_does_not_keep_the_others_from_it() -> None:
+    async def scenario(running: Running) -> None:
+        running.first.broken.add(SQL.engine_name)
+        await running.load(SQL)
+        for _ in range(4):
+            await running.backend.open(chat(SQL.engine_name))
+        assert [len(engine.calls) for engine in running.engines] == [0, 4]
+        running.first.broken.clear()
+        await running.until(lambda: running.status(running.first).resident == 1)
+
+    check(scenario, *two())
+
+
+def test_a_version_that_no_engine_can_load_is_unavailable() -> None:
+    async def scenario(running: Running) -> None:
+        for engine in running.engines:
+            engine.broken.add(SQL.engine_name)
+        with pytest.raises(AdapterUnavailable, match="cannot be loaded"):
+            await running.load(SQL)
+        assert not running.backend.is_resident(SQL.engine_name)
+
+    check(scenario, *two())
+
+
+def test_an_engine_that_restarts_catches_up_before_it_takes_calls_for_a_version() -> None:
+    async def scenario(running: Running) -> None:
+        await running.load(SQL, REGEX)
+        await running.backend.open(chat(SQL.engine_name))
+        second = running.engines[1]
+        await second.kill()
+        await running.until(lambda: running.status(second).state == "down")
+        for name in (SQL.engine_name, REGEX.engine_name, BASE_ID):
+            await running.backend.open(chat(name))
+        await second.restart()
+        second.seen.clear()
+        await running.until(lambda: (running.status(second).restarts, running.status(second).resident) == (1, 2))
+        assert not [seen for seen in second.calls if seen.body["model"] != BASE_ID]
+        first_asked = list(dict.fromkeys(seen.body["model"] for seen in second.seen if "prompt" in seen.body))
+        assert first_asked == [REGEX.engine_name, SQL.engine_name]  # the most recently used first
+
+    check(scenario, *two())
+
+
+def test_a_new_start_behind_the_same_address_is_noticed_by_what_the_engine_says() -> None:
+    async def scenario(running: Running) -> None:
+        await running.load(SQL)
+        running.first.forget()
+        running.first.seen.clear()
+        await running.until(lambda: running.status().restarts == 1 and running.status().resident == 1)
+        assert SQL.engine_name in running.first.loaded
+        assert not running.first.calls
+
+    check(scenario)
+    check(scenario, ProgrammableEngine(plugin=False))
+
+
+def test_an_engine_without_the_plugin_is_told_where_versions_lie() -> None:
+    async def scenario(running: Running) -> None:
+        await running.load(SQL)
+        assert running.first.loaded == {SQL.engine_name: f"{STORE}/sql/{SQL.digest}"}
+        await running.backend.unload(SQL.engine_name)
+        await running.load(SQL)
+        await running.backend.open(chat(SQL.engine_name))
+        assert [seen.path for seen in running.first.seen].count("/v1/load_lora_adapter") == 1
+
+    check(scenario, ProgrammableEngine(plugin=False))
+
+
+def test_a_name_that_an_engine_without_the_plugin_forgot_is_loaded_again_for_the_call() -> None:
+    async def scenario(running: Running) -> None:
+        await running.load(SQL)
+        running.first.forget()
+        reply = await running.backend.open(chat(SQL.engine_name))
+        assert json.loads(await anext(reply.body))["model"] == SQL.engine_name
+
+    check(scenario, ProgrammableEngine(plugin=False), look_seconds=600.0)
+
+
+def test_a_name_that_every_engine_forgot_is_unavailable_not_the_clients_fault() -> None:
+    async def scenario(running: Running) -> None:
+        await running.load(SQL)
+        running.first.unknown.add(SQL.engine_name)
+        with pytest.raises(AdapterUnavailable):
+            await running.backend.open(chat(SQL.engine_name))
+        assert not running.backend.is_resident(SQL.engine_name)
+        running.first.unknown.clear()
+        await running.until(lambda: running.backend.is_resident(SQL.engine_name))
+
+    check(scenario)
+
+
+def test_a_version_that_left_the_engines_memory_is_warmed_up_by_us() -> None:
+    async def scenario(running: Running) -> None:
+        versions = [version(number) for number in range(1, 4)]
+        await running.load(*versions)
+        assert [running.backend.is_resident(one.engine_name) for one in versions] == [False, True, True]
+        running.first.seen.clear()
+        await running.load(versions[0])
+        assert [(seen.body["model"], seen.is_ours) for seen in running.first.seen] == [(versions[0].engine_name, True)]
+        assert [running.backend.is_resident(one.engine_name) for one in versions] == [True, False, True]
+
+    check(scenario, ProgrammableEngine(max_cpu_loras=2))
+
+
+def test_a_client_that_goes_away_while_it_waits_is_gone_for_the_engine_too() -> None:
+    async def scenario(running: Running) -> None:
+        running.first.order(hang, stream(frames(BASE_ID)[0], asyncio.Event()))
+        waiting = asyncio.create_task(running.backend.open(chat()))
+        await running.first.until(lambda: len(running.first.calls) == 1)
+        assert running.backend.running == 1
+        waiting.cancel()
+        await running.first.until(lambda: running.first.gone == 1)
+        reply = await running.backend.open(chat(stream=True))
+        await anext(reply.body)
+        await close(reply)
+        await running.first.until(lambda: running.first.gone == 2)
+        assert running.backend.running == 0
+
+    check(scenario)
+
+
+def test_a_load_goes_on_when_who_waits_for_it_goes_away() -> None:
+    async def scenario(running: Running) -> None:
+        gate = asyncio.Event()
+        running.first.gate = gate
+        waiting = asyncio.create_task(running.load(SQL))
+        await running.first.until(lambda: len(running.first.seen) == 1)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        again = asyncio.create_task(running.load(SQL))
+        gate.set()
+        await again
+        assert running.first.gone == 0
+        assert len([seen for seen in running.first.seen if seen.body.get("prompt")]) == 1
+
+    check(scenario)
+
+
+def test_with_no_engine_up_calls_are_refused() -> None:
+    async def scenario(running: Running) -> None:
+        await running.load(SQL)
+        await running.first.kill()
+        await running.until(lambda: running.status().state == "down")
+        assert not await running.backend.ready()
+        with pytest.raises(EngineUnavailable):
+            await running.backend.open(chat())
+        with pytest.raises(AdapterUnavailable):
+            await running.backend.open(chat(SQL.engine_name))
+        with pytest.raises(AdapterUnavailable, match="no engine is up"):
+            await running.load(REGEX)
+
+    check(scenario)
+
+
+async def _favourite(running: Running, name: str) -> ProgrammableEngine:
+    """The engine that gets a call for `name` while nothing else is going on."""
+    before = [len(engine.calls) for engine in running.engines]
+    await running.backend.open(chat(name))
+    return next(engine for engine, calls in zip(running.engines, before, strict=True) if len(engine.calls) > calls)
