@@ -1,13 +1,23 @@
 """`make bench`: every measurement that needs no special machine, one after another."""
 
-from . import disable, real_data, startup
+from . import (
+    disable,
+    real_data,
+    startup,
+    vllm_adapters,
+    vllm_gateway,
+    vllm_kill,
+    vllm_swap,
+    vllm_versions,
+)
+
+PARTS = (startup, disable, real_data, vllm_gateway, vllm_adapters, vllm_versions, vllm_swap, vllm_kill)
 
 
 def main() -> None:
     """Run them all with their defaults."""
-    startup.main()
-    disable.main()
-    real_data.main()
+    for part in PARTS:
+        part.main()
 
 
 if __name__ == "__main__":
