@@ -8,7 +8,7 @@ import platform
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError
@@ -33,7 +33,7 @@ from adapters.types import AdapterVersion
 
 from .classify.loader import load_classifier
 from .errors import ConfigInvalid
-from .settings import API_KEY, ENGINE_PYTHON
+from .settings import API_KEY, ENGINE_KEY, ENGINE_PYTHON
 
 Level = Literal["ok", "note", "problem"]
 
@@ -52,11 +52,18 @@ Check = Callable[[], Iterator[Finding]]
 
 @click.command()
 @click.option("--base", help="Also look at this base model, and whether stored versions belong to it.")
+@click.option(
+    "--engine",
+    "engine_urls",
+    multiple=True,
+    metavar="URL",
+    help="Also look at this vLLM; key: BRANCHLINE_ENGINE_API_KEY.",
+)
 @json_option
 @home_options
-def doctor(home: Home, base: str | None, as_json: bool) -> None:
+def doctor(home: Home, base: str | None, engine_urls: tuple[str, ...], as_json: bool) -> None:
     """Say what this installation can do, and what is wrong with it. Exit 1 where there is a problem."""
-    findings = examine(home, base)
+    findings = examine(home, base, engine_urls)
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
@@ -66,7 +73,7 @@ def doctor(home: Home, base: str | None, as_json: bool) -> None:
         raise BranchlineError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", hint="see the table above")
 
 
-def examine(home: Home, base: str | None) -> list[Finding]:
+def examine(home: Home, base: str | None, engine_urls: Sequence[str] = ()) -> list[Finding]:
     """Every check, each on its own: one that fails is a finding and does not stop the others."""
     checks: dict[str, Check] = {
         "packages": _packages,
@@ -75,6 +82,7 @@ def examine(home: Home, base: str | None) -> list[Finding]:
         "home": lambda: _home(home.folder),
         "key": _key,
         "base": lambda: _base(home, base),
+        **{f"engine at {url}": partial(_engine, url, base) for url in engine_urls},
     }
     if _has_registry(home):  # looking must not make one where there is none
         checks["registry"] = lambda: _registry(home)
@@ -125,6 +133,15 @@ def _vllm() -> Iterator[Finding]:
         yield Finding("engine vllm", "note", f"not available: {error}")
         return
     yield Finding("engine vllm", "ok", "; ".join(notes) or f"vLLM {TESTED_VERSION} and its plugin in {python}")
+
+
+def _engine(url: str, base: str | None) -> Iterator[Finding]:
+    """What a running vLLM can do, found out by asking it."""
+    from .backends.vllm.capabilities import examine_engine, findings
+
+    base_id = None if base is None else find_base(base).id
+    for what, level, found in findings(examine_engine(url, os.environ.get(ENGINE_KEY) or None, base_id=base_id)):
+        yield Finding(f"{what} at {url}", level, found)
 
 
 def _home(folder: Path) -> Iterator[Finding]:

@@ -81,7 +81,8 @@ def _ask(gateway: str, method: str, *words: str) -> list[dict[str, Any]]:
             engines: list[dict[str, Any]] = json.load(answer)["engines"]
             return engines
     except HTTPError as error:
-        raise _refusal(gateway, error) from None
+        with error:
+            raise _refusal(gateway, error) from None
     except (URLError, OSError) as error:
         reason = error.reason if isinstance(error, URLError) else error
         raise BranchlineError(

@@ -74,7 +74,8 @@ class Warming:
         """Whether something is under way, or in the backlog, to bring in what is wanted."""
         under_way = route.warming is not None and not route.warming.done()
         wanted = route.versions.get(route.wanted or 0)
-        return under_way or (wanted is not None and wanted.engine_name in self._queued | self._coming)
+        name = wanted.engine_name if wanted else None
+        return under_way or name in self._queued or name in self._coming
 
     async def _work_off(self) -> None:
         while self._backlog:

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from adapters import main as main_module
 from adapters import schema
@@ -158,6 +158,13 @@ def test_an_exit_code_that_a_command_asks_for_is_the_processes(
         main_module.main()
     assert done.value.code == 1
     assert capsys.readouterr().err == ""
+
+
+def test_a_wait_for_a_cold_version_is_set_in_whole_milliseconds(run: Run) -> None:
+    run("route", "create", "sql")
+    assert "'cold_wait_ms': 500" in run("route", "set", "sql", "cold_wait_ms=500").out
+    for wrong in ("60001", "-1", "0.5", "soon"):
+        run("route", "set", "sql", f"cold_wait_ms={wrong}").refused("expected a whole number from 0 to 60000")
 
 
 def test_every_refusal_is_one_line_with_what_to_do(run: Run, tmp_path: Path, base: Path, adapter: Path) -> None:
@@ -340,6 +347,29 @@ def test_a_traffic_command_counts_the_gateways_that_follow_and_names_the_laggard
     assert "in force on 1 of 2 gateways after " in done.out
     assert done.out.endswith("; slow: still at serial 3, wanted 7 (warming up)\n")
     assert shipped("route", "show", "sql", "--json").json["gateways"]["slow"]["problem"] == "warming up"
+
+
+def test_a_gateway_that_could_not_look_at_its_base_is_named_while_it_lives(shipped: Run, registry: Registry) -> None:
+    def told(name: str, base: str | None, fingerprint: str | None, *, age: float = 0) -> None:
+        row = GatewayRow(name, time.time() - age, 1, {}, base_id=base, base_fingerprint=fingerprint)
+        registry.beat(row)
+
+    told("sure", "tiny", "f" * 64)
+    told("older", None, None)  # as a Branchline wrote it that told nothing of its base
+    told("dead", "tiny", None, age=60)
+    assert shipped("route", "show", "sql", "--json").json["base_unverified"] == []
+    assert "base unverified on" not in shipped("route", "show", "sql").out
+    told("unsure", "tiny", None)
+    assert shipped("route", "show", "sql", "--json").json["base_unverified"] == ["unsure"]
+    assert shipped("route", "show", "sql").out.endswith("base unverified on 1 gateway\n")
+
+
+def test_a_heartbeat_of_a_branchline_that_told_nothing_of_its_base_is_read(registry: Registry) -> None:
+    beat(registry, "older", 3)
+    with registry.transaction() as connection:
+        connection.execute(update(schema.gateways).values(document={"routes": {}, "classifier_digest": None}))
+    (row,) = registry.gateways()
+    assert (row.base_id, row.base_fingerprint, row.base_unverified) == (None, None, False)
 
 
 def test_no_wait_returns_at_once_with_the_serial(shipped: Run, registry: Registry) -> None:

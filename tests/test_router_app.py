@@ -146,6 +146,25 @@ def test_completions_are_classified_by_their_first_prompt(client: httpx.Client, 
     assert response.json()["object"] == "text_completion"
 
 
+def test_tokenize_is_routed_like_any_request(client: httpx.Client, served: Served) -> None:
+    response = client.post("/tokenize", json=body("auto"))
+    assert (response.status_code, response.headers["x-branchline-route"]) == (200, "sql")
+    assert response.headers["x-branchline-version"] == "1"
+    document = response.json()
+    assert document["count"] == len(document["tokens"]) == len(SQL.split())
+    assert set(document) == {"count", "max_model_len", "tokens", "token_strs"}
+    assert client.post("/tokenize", json={"model": "tiny", "prompt": SQL}).json()["tokens"] == document["tokens"]
+    require_error(client.post("/tokenize", json=body("nobody")), 404, "model_not_found")
+    require_error(client.post("/tokenize", json=body("tiny", return_token_strs=True)), 400, "unsupported_parameter")
+
+
+def test_an_endpoint_that_the_engine_does_not_serve_is_refused_after_the_decision(client: httpx.Client) -> None:
+    require_error(client.post("/v1/responses", json={"model": "auto", "input": SQL}), 400, "unsupported_endpoint")
+    require_error(client.post("/v1/responses", json={"model": "gpt-9", "input": SQL}), 404, "model_not_found")
+    response = client.post("/v1/responses", json={"model": "auto", "input": SQL, "previous_response_id": "resp_1"})
+    require_error(response, 400, "unsupported_parameter")
+
+
 @pytest.mark.parametrize("path", [CHAT, "/v1/models", "/health", "/nowhere"])
 def test_a_request_id_of_the_client_comes_back(client: httpx.Client, path: str) -> None:
     send = client.post if path == CHAT else client.get
@@ -222,6 +241,15 @@ def test_health_and_ready_say_how_it_stands(client: httpx.Client, served: Served
 def settle(served: Served) -> None:
     serial = served.gateway.registry.serial()
     served.until(lambda: served.gateway.catalog.snapshot.serial >= serial, f"serial {serial}")
+
+
+def test_an_engine_that_cannot_be_drained_says_so(client: httpx.Client) -> None:
+    listed = client.get("/admin/v1/engines").json()["engines"]
+    assert [(one["name"], one["state"], one["resident"] > 0) for one in listed] == [("echo", "up", True)]
+    for action in ("drain", "resume"):
+        error = require_error(client.post(f"/admin/v1/engines/echo/{action}"), 400, None)
+        assert "cannot be drained" in error["message"]
+    require_error(client.post("/admin/v1/engines/http%3A%2F%2Fhost%3A1%2F/drain"), 404, "not_found")
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------
@@ -319,7 +347,7 @@ def test_with_a_key_everything_but_health_and_ready_asks_for_it(
         Served(home, stock.base, Gatekeeper.for_bind("127.0.0.1", KEY)) as keyed,
         httpx.Client(base_url=keyed.url, timeout=DEADLINE) as client,
     ):
-        for path in ("/v1/models", "/metrics", "/nowhere", "/openapi.json"):
+        for path in ("/v1/models", "/metrics", "/nowhere", "/openapi.json", "/admin/v1/engines"):
             response = client.get(path)
             error = require_error(response, 401, "invalid_api_key")
             assert response.headers["www-authenticate"] == "Bearer"
@@ -393,6 +421,22 @@ def test_the_engine_stops_working_for_a_client_that_went_away(
         served.until(lambda: served.engine.running == 1, "a running call")
     served.until(lambda: served.engine.running == 0, "an engine that stopped")
     assert metric(client, 'branchline_requests_total{outcome="cancelled"') == cancelled + 1
+
+
+@pytest.mark.parametrize("opens_late", [False, True])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_before_the_first_byte_stops_the_engine_also_where_that_opens_all_the_same(
+    client: httpx.Client, served: Served, stream: bool, opens_late: bool
+) -> None:
+    left = metric(client, 'branchline_errors_total{code="client_closed_request"')
+    served.engine.hold_open, served.engine.opens_late = True, opens_late
+    with closing(raw_request(served, json.dumps(body(stream=stream)).encode())):
+        served.until(lambda: served.engine.opening == 1, "a call that waits for its first byte")
+    served.until(lambda: served.engine.opening == 0, "a wait that ended")
+    served.until(
+        lambda: metric(client, 'branchline_errors_total{code="client_closed_request"') == left + 1, "the refusal"
+    )
+    assert served.engine.running == 0
 
 
 def test_a_client_that_leaves_while_it_sends_is_no_error_of_ours(

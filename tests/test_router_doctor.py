@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from click.testing import CliRunner
@@ -14,9 +16,12 @@ from adapters.errors import BranchlineError
 from adapters.home import Home
 from adapters.registry import Registry
 from adapters.types import GatewayRow, InForce
-from router.doctor import Finding, doctor, examine
+from router.doctor import Finding, _vllm, doctor, examine
+from router.settings import ENGINE_KEY, ENGINE_PYTHON
 from tests.gateway_parts import Stock, classifier_versions, make_stock
 from tests.tiny_model import make_base
+
+ENGINE_SECRET = "e-0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +95,53 @@ def test_a_gateway_that_was_killed_is_no_problem_for_ever(home: Home) -> None:
     findings = examine(home, None)
     assert problems(findings) == {}
     assert [one.level for one in findings if one.what == "gateway g-1"] == ["note"]
+
+
+def test_a_gateway_whose_base_nobody_looked_at_is_a_note(home: Home) -> None:
+    registry = Registry.open(home.registry_url)
+    registry.beat(GatewayRow("g-1", time.time(), 3, {}, base_id="tiny", base_fingerprint=None))
+    registry.close()
+    notes = [one.found for one in examine(home, None) if one.what == "gateway g-1" and one.level == "note"]
+    assert notes == ["base unverified: nobody could look at the 'tiny' that its engine serves"]
+
+
+def test_a_python_without_vllm_is_a_note_that_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENGINE_PYTHON, "/nowhere/python")
+    (found,) = list(_vllm())
+    assert (found.what, found.level) == ("engine vllm", "note")
+    assert "/nowhere/python cannot be started" in found.found
+
+
+class Engine(BaseHTTPRequestHandler):
+    """Serves one base to who has the key, and nothing else."""
+
+    def do_GET(self) -> None:
+        allowed = self.headers.get("authorization") == f"Bearer {ENGINE_SECRET}"
+        listed = allowed and self.path == "/v1/models"
+        self.send_response(200 if listed else 404 if allowed else 401)
+        self.end_headers()
+        self.wfile.write(json.dumps({"data": [{"id": "tiny"}] if listed else []}).encode())
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_engines_are_looked_at_each_on_its_own(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENGINE_KEY, ENGINE_SECRET)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Engine) as server:
+        Thread(target=server.serve_forever).start()
+        url, nobody = f"http://127.0.0.1:{server.server_port}", "http://127.0.0.1:9"
+        findings = examine(home, None, (nobody, url))
+        server.shutdown()
+    found = problems(findings)
+    assert found[f"engine at {nobody}"].startswith(f"no engine answers at {nobody}")
+    assert "no version can be proved to be applied" in found[f"engine proof at {url}"]
+    assert "base unverified" in {one.what: one.found for one in findings}[f"engine base at {url}"]
+    assert ENGINE_SECRET not in str(findings)
 
 
 def test_looking_makes_nothing(tmp_path: Path) -> None:
