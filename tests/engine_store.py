@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.adapter_folders import tensor_file
 from tests.vllm_engine import POCKET_BASE
 
 TARGET = "q_proj"
+Tensors = dict[str, npt.NDArray[np.float32]]
 SQL = RouteName("sql")
 
 
@@ -34,21 +36,25 @@ class EngineStore:
 
     def publish(self, seed: int, *, rank: int = 4, **changes: str) -> str:
         """Publish a random adapter of this rank and return its engine name; `changes` go over its manifest."""
+        return self.publish_tensors(seed, random_tensors(self.base, seed, rank), {"r": rank}, **changes)
+
+    def publish_tensors(self, number: int, tensors: Tensors, config: Mapping[str, object], **changes: str) -> str:
+        """Publish these tensors as version `number` with `config` over a plain adapter's."""
         with tempfile.TemporaryDirectory() as made:
-            write_random_adapter(Path(made), self.base, seed, rank)
+            write_adapter(Path(made), self.base, tensors, config)
             with self.store.staged(Path(made)) as staged:
-                manifest = replace(_manifest(staged, self.base, rank), **changes)  # type: ignore[arg-type]
+                manifest = replace(_manifest(staged, self.base), **changes)  # type: ignore[arg-type]
                 self.store.publish(SQL, staged, manifest)
-        return f"{SQL}@{seed}.{manifest.digest[:16]}"
+        return f"{SQL}@{number}.{manifest.digest[:16]}"
 
     def folder(self, name: str) -> Path:
         return self.store.folder(SQL, self.store.find(SQL, name.partition(".")[2]))
 
 
-def write_random_adapter(folder: Path, base: Base, seed: int, rank: int = 4) -> None:
-    """A PEFT folder on every `q_proj` of `base`, strong enough to move every log-probability."""
+def random_tensors(base: Base, seed: int, rank: int) -> Tensors:
+    """A and B for every `q_proj` of `base`, strong enough to move every log-probability."""
     random = np.random.default_rng(seed)
-    tensors: dict[str, npt.NDArray[np.float32]] = {}
+    tensors: Tensors = {}
     for shard in base.folder.glob("*.safetensors"):
         for name, entry in read_header(shard).items():
             if name.endswith(f"{TARGET}.weight"):
@@ -56,10 +62,15 @@ def write_random_adapter(folder: Path, base: Base, seed: int, rank: int = 4) -> 
                 module = f"base_model.model.{name.removesuffix('.weight')}"
                 tensors[f"{module}.lora_A.weight"] = random.normal(0, 0.2, (rank, columns)).astype(np.float32)
                 tensors[f"{module}.lora_B.weight"] = random.normal(0, 0.2, (rows, rank)).astype(np.float32)
+    return tensors
+
+
+def write_adapter(folder: Path, base: Base, tensors: Tensors, config: Mapping[str, object]) -> None:
+    """A PEFT folder on `base`."""
+    plain = {"peft_type": "LORA", "lora_alpha": 4, "target_modules": [TARGET], "bias": "none"}
+    document = {**plain, "base_model_name_or_path": base.id, **config}
     (folder / WEIGHTS_FILE).write_bytes(tensor_file(tensors))
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": [TARGET], "bias": "none"}
-    config["base_model_name_or_path"] = base.id
-    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    (folder / CONFIG_FILE).write_text(json.dumps(document))
 
 
 def swap(folder: Path, other: Path) -> None:
@@ -83,7 +94,7 @@ def delete(folder: Path, other: Path) -> None:
 DAMAGES = (swap, truncate, delete)
 
 
-def _manifest(staged: Path, base: Base, rank: int) -> Manifest:
+def _manifest(staged: Path, base: Base) -> Manifest:
     files = {name: sha256_file(staged / name) for name in FILES}
     return Manifest(
         digest=digest_of_files(files),
@@ -91,7 +102,7 @@ def _manifest(staged: Path, base: Base, rank: int) -> Manifest:
         size_bytes=sum((staged / name).stat().st_size for name in FILES),
         base_id=base.id,
         base_fingerprint=base.fingerprint,
-        rank=rank,
-        alpha=float(rank),
+        rank=4,
+        alpha=4.0,
         targets=(TARGET,),
     )

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 
-from tests.engine_store import DAMAGES, EngineStore
+from tests.engine_store import DAMAGES, EngineStore, random_tensors
 from tests.test_engine_routes import ALLOWED, CLOSED
 from tests.vllm_engine import BASE_ID, VllmEngine, needs_vllm, vllm_engine
 
@@ -208,6 +209,21 @@ def test_clients_that_leave_while_their_adapter_is_found_harm_nobody(running: Ru
     running.evict_all()
     for name in names:
         assert running.logprobs(name) == pytest.approx(first[name], abs=SAME)
+
+
+def test_ranks_that_differ_by_module_are_scaled_each_by_its_own(running: Running) -> None:
+    """As in PEFT: with `rank_pattern` a module's scale is alpha / its own rank, so rank 2 counts twice rank 4."""
+    plain = random_tensors(running.stored.base, 70, 4)
+    first = next(name for name in plain if ".layers.0." in name).partition(".lora_")[0]
+    short_a, short_b = plain[f"{first}.lora_A.weight"][:2], plain[f"{first}.lora_B.weight"][:, :2]
+    by_pattern = {**plain, f"{first}.lora_A.weight": short_a, f"{first}.lora_B.weight": short_b}
+    padded_a, padded_b = np.zeros_like(plain[f"{first}.lora_A.weight"]), np.zeros_like(plain[f"{first}.lora_B.weight"])
+    padded_a[:2], padded_b[:, :2] = short_a, 2 * short_b
+    by_hand = {**plain, f"{first}.lora_A.weight": padded_a, f"{first}.lora_B.weight": padded_b}
+    pattern = {"r": 4, "rank_pattern": {first.removeprefix("base_model.model."): 2}}
+    found = running.logprobs(running.stored.publish_tensors(70, by_pattern, pattern))
+    assert found == pytest.approx(running.logprobs(running.stored.publish_tensors(71, by_hand, {"r": 4})), abs=SAME)
+    assert found != pytest.approx(running.logprobs(running.stored.publish_tensors(72, plain, {"r": 4})), abs=SAME)
 
 
 def leave_at_once(engine: VllmEngine, model: str) -> None:
