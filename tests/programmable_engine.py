@@ -53,6 +53,7 @@ class ProgrammableEngine:
         self.loaded: dict[str, str] = {}
         self.starts = 1
         self.seen: list[Seen] = []
+        self.health_checks = 0
         self.gone = 0  # requests whose client went away
         self._orders: deque[Order] = deque()
         self._changed = asyncio.Event()
@@ -117,6 +118,8 @@ class ProgrammableEngine:
         self.loaded.clear()
 
     async def _health(self, _request: web.Request) -> web.Response:
+        self.health_checks += 1
+        self._tell()
         if self.health is None:
             await asyncio.Event().wait()
         return web.Response(status=self.health or 200)

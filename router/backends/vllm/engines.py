@@ -28,7 +28,11 @@ def external_backend(
 
     `engine_store` is the store's path as an engine without Branchline's plugin sees it.
     """
-    problems = [f"{url!r} is no engine's address, expected http://HOST:PORT" for url in urls if not _is_address(url)]
+    problems = [
+        f"engine {place} has no address that can be used, expected http://HOST:PORT (a key goes into the environment)"
+        for place, url in enumerate(urls, 1)
+        if not _is_address(url)
+    ]
     problems += [f"{url} is given twice" for url in dict.fromkeys(urls) if urls.count(url) > 1]
     if problems or not urls:
         raise ConfigInvalid("; ".join(problems) or "no engine's address is given")

@@ -1,0 +1,295 @@
+"""One engine's state: what its health, its silence, its restarts and its identity make of it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+from aiohttp import web
+
+from router.backends.vllm.backend import Engine, VllmBackend
+from router.backends.vllm.breaker import Breaker
+from router.backends.vllm.residents import Residents
+from router.errors import EngineFailed, EngineUnavailable
+from tests.backend_contract import close
+from tests.programmable_engine import BASE_ID, DEADLINE, ProgrammableEngine, engines, frames, hang, stream
+from tests.vllm_backends import CALM, Running, chat, check, version
+
+SQL = version(1)
+FIRST, *REST = frames(BASE_ID, "hello")
+
+
+def test_an_engine_that_answers_503_to_health_takes_no_calls_but_finishes_its_own() -> None:
+    async def scenario(running: Running) -> None:
+        gate = asyncio.Event()
+        running.first.order(stream(FIRST, gate, *REST))
+        reply = await running.backend.open(chat(stream=True))
+        running.first.health = 503
+        await running.until(lambda: running.status().state == "draining")
+        with pytest.raises(EngineUnavailable):
+            await running.backend.open(chat())
+        gate.set()
+        assert b"".join([part async for part in reply.body]).endswith(b"data: [DONE]\n\n")
+        running.first.health = 200
+        await running.until(lambda: running.status().state == "up")
+
+    check(scenario)
+
+
+def test_an_engine_that_is_silent_is_down_and_its_calls_end() -> None:
+    async def scenario(running: Running) -> None:
+        running.first.order(stream(FIRST, asyncio.Event()), hang)
+        reply = await running.backend.open(chat(stream=True))
+        assert await anext(reply.body) == FIRST
+        waiting = asyncio.create_task(running.backend.open(chat()))
+        await running.first.until(lambda: len(running.first.calls) == 2)
+        running.first.health = None
+        with pytest.raises(EngineUnavailable):
+            await waiting
+        with pytest.raises(EngineFailed, match="went down"):
+            await anext(reply.body)
+        assert (running.status().state, running.status().outstanding) == ("down", 0)
+        assert "health" in (running.status().problem or "")
+        running.first.health = 200
+        await running.until(lambda: running.status().state == "up")
+        assert running.status().problem is None
+
+    check(scenario, health_seconds=0.05, misses=2)
+
+
+def test_an_engine_that_sends_tokens_is_not_down_however_slow_its_health() -> None:
+    async def chatty(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        while True:
+            await response.write(FIRST)
+            await asyncio.sleep(0.005)
+
+    async def scenario(running: Running) -> None:
+        running.first.order(chatty)
+        reply = await running.backend.open(chat(stream=True))
+
+        async def read() -> None:
+            async for _ in reply.body:
+                pass
+
+        reader = asyncio.create_task(read())
+        running.first.health = None
+        before = running.first.health_checks
+        await running.first.until(lambda: running.first.health_checks > before + 5)
+        assert running.status().state == "up"
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+
+    check(scenario, health_seconds=0.1, misses=2)
+
+
+def test_an_engine_that_refuses_connections_is_down_at_once() -> None:
+    async def scenario(running: Running) -> None:
+        await running.first.kill()
+        await running.until(lambda: running.status().state == "down")
+        assert running.status().problem == "it cannot be reached"
+
+    check(scenario, misses=1000)
+
+
+def test_a_core_that_hangs_is_found_although_the_engine_says_it_is_healthy() -> None:
+    async def scenario(running: Running) -> None:
+        running.first.order(stream(FIRST, asyncio.Event()))
+        reply = await running.backend.open(chat(stream=True))
+        assert await anext(reply.body) == FIRST
+        running.first.core_hangs = True
+        waiting = asyncio.create_task(running.backend.open(chat()))
+        with pytest.raises(EngineUnavailable):
+            await waiting
+        with pytest.raises(EngineFailed):
+            await anext(reply.body)
+        assert running.status().problem == "it accepts requests and answers none"
+        checks = running.first.health_checks
+        await running.first.until(lambda: running.first.health_checks > checks + 2)
+        assert running.status().state == "down"  # healthy by its own words only
+        running.first.core_hangs = False
+        await running.until(lambda: running.status().state == "up")
+
+    check(scenario, stall_seconds=0.05, core_seconds=0.05)
+
+
+def test_calls_of_a_core_that_hangs_are_answered_by_another_engine() -> None:
+    async def scenario(running: Running) -> None:
+        first, second = running.engines
+        for engine in running.engines:
+            engine.core_hangs = True
+        waiting = [asyncio.create_task(running.backend.open(chat())) for _ in range(2)]
+        for engine in running.engines:
+            await engine.until(lambda engine=engine: len(engine.calls) == 1)  # type: ignore[misc]
+        second.core_hangs = False
+        async with asyncio.timeout(DEADLINE):
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        assert done.pop().exception() is None
+        assert running.status(first).state == "down"
+        assert len(second.calls) == 2
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    check(scenario, ProgrammableEngine(), ProgrammableEngine(), stall_seconds=0.5, core_seconds=0.1)
+
+
+def test_an_engine_that_is_only_slow_stays_up() -> None:
+    async def scenario(running: Running) -> None:
+        running.first.order(hang)
+        waiting = asyncio.create_task(running.backend.open(chat()))
+        await running.first.until(lambda: len([seen for seen in running.first.seen if seen.is_ours]) >= 2)
+        assert running.status().state == "up"
+        waiting.cancel()
+        with suppress(asyncio.CancelledError):
+            await waiting
+
+    check(scenario, stall_seconds=0.02)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"models": ["other", "another"]}, "serves other, another, expected base"),
+        ({"key": "another"}, "refuses Branchline's key"),
+        ({"facts": {"base_fingerprint": "0" * 64}}, "fingerprint 0000000000000000, expected ffffffffffffffff"),
+        ({"health": 404}, "it answers 404 to /health"),
+    ],
+)
+def test_an_engine_that_is_not_what_was_expected_gets_no_calls(wrong: dict[str, object], problem: str) -> None:
+    odd = ProgrammableEngine()
+    for name, value in wrong.items():
+        setattr(odd, name, value)
+
+    async def scenario(running: Running) -> None:
+        status = running.status(odd)
+        assert status.state == "down"
+        assert problem in (status.problem or "")
+        assert running.backend.base_fingerprint == "f" * 64
+        for _ in range(3):
+            await running.backend.open(chat())
+        assert not odd.calls
+
+    check(scenario, ProgrammableEngine(), odd)
+
+
+class RestartingKeeper:
+    """Keeps a programmable engine as Branchline keeps its own: a new start on demand, at another address."""
+
+    def __init__(self, engine: ProgrammableEngine, spare: ProgrammableEngine) -> None:
+        self.engine, self.spare = engine, spare
+        self.state: Literal["starting", "up", "down"] = "up"
+        self.problem: str | None = None
+        self.generation = 1
+        self.asked: list[str] = []
+
+    key = "k"
+
+    @property
+    def url(self) -> str:
+        return self.engine.url
+
+    def restart(self, why: str) -> None:
+        self.asked.append(why)
+        self.engine, self.generation = self.spare, self.generation + 1
+
+
+def test_a_managed_engine_that_hangs_is_restarted_and_catches_up() -> None:
+    async def run() -> None:
+        async with engines(ProgrammableEngine(), ProgrammableEngine(started="again")) as (old, new):
+            keeper = RestartingKeeper(old, new)
+            backend = VllmBackend(
+                BASE_ID,
+                [Engine("vllm", keeper, keeper=keeper)],
+                rhythm=replace(CALM, stall_seconds=0.05, core_seconds=0.05),
+                base_fingerprint="f" * 64,
+            )
+            await backend.start()
+            running = Running(backend, [old, new])
+            await running.load(SQL)
+            old.core_hangs = True
+            with pytest.raises(EngineUnavailable):
+                await backend.open(chat())
+            await running.until(lambda: (backend.engines[0].restarts, backend.engines[0].resident) == (1, 1))
+            assert keeper.asked == ["it hung"]
+            await close(await backend.open(chat(SQL.engine_name)))
+            assert [seen.body["model"] for seen in new.calls] == [SQL.engine_name]
+            keeper.state, keeper.problem = "down", "vLLM ended: out of memory"
+            backend.look()
+            await running.until(lambda: backend.engines[0].state == "down")
+            assert backend.engines[0].problem == "vLLM ended: out of memory"
+            await backend.stop()
+
+    asyncio.run(run())
+
+
+def test_a_breaker_opens_after_failures_in_a_row_and_doubles_its_pause() -> None:
+    breaker = Breaker(failures=3, first_seconds=1, longest_seconds=3)
+    for _ in range(2):
+        breaker.begin()
+        breaker.fail(0)
+    breaker.succeed()
+    for _ in range(3):
+        assert breaker.allows(0)
+        breaker.begin()
+        breaker.fail(0)
+    now = 0.0
+    for pause in (1, 2, 3, 3):
+        assert not breaker.allows(now + pause - 0.01)
+        now += pause
+        assert breaker.allows(now)
+        breaker.begin()
+        assert not breaker.allows(now)  # one on trial is enough
+        breaker.fail(now)
+    now += 3
+    breaker.begin()
+    breaker.abandon()
+    assert breaker.allows(now)
+    breaker.begin()
+    breaker.succeed()
+    assert breaker.allows(now)
+
+
+def test_failures_of_calls_that_began_before_it_opened_change_nothing() -> None:
+    breaker = Breaker(failures=1, first_seconds=1)
+    breaker.fail(0)
+    for _ in range(10):
+        breaker.fail(0.5)
+    assert breaker.allows(1)
+
+
+def test_residents_mirror_both_caches_of_vllm() -> None:
+    residents = Residents(max_cpu_loras=3, max_loras=2)
+    for name in "abc":
+        residents.add(name)
+    assert [residents.is_active(name) for name in "abc"] == [False, True, True]
+    residents.touch("a")
+    residents.add("d")
+    assert [residents.has(name) for name in "abcd"] == [True, False, True, True]
+    assert [residents.is_active(name) for name in "abcd"] == [True, False, False, True]
+    assert residents.is_proved("b")
+    assert len(residents) == 4
+    residents.touch("b")
+    assert not residents.has("b")
+    residents.forget("a")
+    assert [residents.has("a"), residents.is_proved("a"), residents.is_active("a")] == [False, False, False]
+
+
+def test_versions_that_are_being_answered_for_are_not_the_ones_that_leave() -> None:
+    residents = Residents(max_cpu_loras=2, max_loras=1)
+    residents.add("a")
+    residents.add("b")
+    residents.add("c", busy=["a"])
+    assert [residents.has(name) for name in "abc"] == [True, False, True]
+
+
+def test_a_refused_version_is_not_asked_for_again_until_it_was_proved() -> None:
+    residents = Residents()
+    residents.refuse("a")
+    assert residents.is_refused("a")
+    residents.add("a")
+    assert not residents.is_refused("a")
