@@ -44,6 +44,7 @@ SUMMARIES = {
     "adapter": "Publish, list, verify and retire adapter versions.",
     "classifier": "Fit, evaluate, promote and roll back the classifier.",
     "doctor": "Say what this installation can do, and what is wrong with it.",
+    "engine": "List, drain and resume a gateway's engines.",
     "evaluate": "Score an adapter folder on a file and write evidence.",
     "explain": "Say where a text would be routed, and why.",
     "route": "Create routes; promote, roll back, disable and enable them.",

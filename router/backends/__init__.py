@@ -12,7 +12,7 @@ from ..errors import ConfigInvalid
 from ..settings import EngineSettings
 from .base import Backend
 
-BACKENDS = ("echo", "embedded")
+BACKENDS = ("echo", "embedded", "vllm")
 
 
 def make_backend(
@@ -30,6 +30,10 @@ def make_backend(
         from .embedded.backend import EmbeddedBackend
 
         return EmbeddedBackend(find_base(settings.base, cache=home.fingerprints))
+    if settings.backend == "vllm":
+        from .vllm.build import build_vllm
+
+        return build_vllm(settings, home, versions, say=say)
     raise ConfigInvalid(f"unknown backend {settings.backend!r}; choose one of {', '.join(BACKENDS)}")
 
 
