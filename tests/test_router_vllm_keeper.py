@@ -59,6 +59,7 @@ def kept(tmp_path: Path, program: str, *, grace: float = 20) -> Iterator[Kept]:
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "KEPT_BY": str(tmp_path)},
+        start_new_session=True,
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -119,12 +120,17 @@ def test_a_kill_of_the_keeper_itself_leaves_nothing_either(tmp_path: Path) -> No
 
 
 def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", keeper.__file__, "1", str(tmp_path / "python")],
-        stdin=subprocess.PIPE,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    reader, writer = os.pipe()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", keeper.__file__, "1", str(tmp_path / "python")],
+            stdin=reader,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(reader)
+        os.close(writer)
     assert done.returncode == 127
     assert done.stderr == f"OSError: cannot start {tmp_path / 'python'}: No such file or directory\n"

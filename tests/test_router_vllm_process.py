@@ -65,6 +65,8 @@ class Gateway:
         self.process.kill()
         self.process.wait()
         self._reader.join()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
     def _read(self) -> None:
         for line in self.process.stdout or ():
