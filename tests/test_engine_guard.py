@@ -159,7 +159,7 @@ def test_facts_come_from_the_guard_itself_and_are_null_where_the_app_has_none() 
     assert len(found["started"]) == 16
     empty = ("vllm", "base", "base_fingerprint", "store", "max_loras", "max_lora_rank", "max_model_len", "dtype")
     assert {name: found[name] for name in empty} == dict.fromkeys(empty)
-    assert found["copies"] == 0
+    assert (found["resolves"], found["copies"]) == (False, 0)
 
 
 def test_each_process_has_a_start_of_its_own() -> None:

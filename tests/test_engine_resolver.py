@@ -83,7 +83,7 @@ def test_an_engine_name_becomes_our_copy(house: House) -> None:
 def test_other_names_are_not_ours_and_nothing_is_read(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    house = house_at(tmp_path, "nowhere://a-store-that-cannot-be-opened")
+    house = house_at(tmp_path, "nowhere://a-store-that-cannot-be-opened")  # which would leave a line and a folder
     assert house.ask(name) is None
     assert caplog.records == []
     assert not house.root.exists()
@@ -156,6 +156,17 @@ def test_who_asks_together_waits_for_one_copy_and_who_leaves_does_not_stop_it(ho
     assert same_bytes(copy, house.stored.folder(name))
     assert copy is not None
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_a_cache_is_not_kept_where_somebody_else_may_write(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("fsspec")
+    house = house_at(tmp_path, f"file://{tmp_path / 'bucket'}", f"file://{tmp_path / 'bucket'}")
+    (tmp_path / "theirs").mkdir()
+    house.root.parent.mkdir()
+    house.root.symlink_to(tmp_path / "theirs")
+    assert house.ask(house.stored.publish(1)) is None
+    assert list((tmp_path / "theirs").iterdir()) == []
+    assert "set BRANCHLINE_ENGINE_COPIES to another place" in caplog.text
 
 
 @pytest.mark.parametrize("scheme", ["file", "memory"])

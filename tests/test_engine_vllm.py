@@ -133,6 +133,7 @@ def test_the_engine_says_what_it_is(running: Running) -> None:
     assert status == 200
     assert facts["base_fingerprint"] == running.stored.base.fingerprint
     assert facts["copies"] >= 1
+    assert facts["resolves"] is True
     expected = {"base": "base", "store": "local", "max_loras": 2, "max_cpu_loras": 2, "max_lora_rank": MAX_RANK}
     assert {name: facts[name] for name in expected} == expected
     assert (facts["max_model_len"], facts["dtype"]) == (1024, "float32")

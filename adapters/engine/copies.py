@@ -30,6 +30,15 @@ def copies_root(parent: Path | None) -> Path:
     return (parent or Path(tempfile.gettempdir())) / f"branchline-engine-{os.getuid()}"
 
 
+def make_root(root: Path) -> None:
+    """Make the folder; raises `BadInput` where another user or a link is there, as anybody can in a temporary place."""
+    make_folder(root)
+    found = root.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise BadInput(f"{root} is not a folder of this user", hint="set BRANCHLINE_ENGINE_COPIES to another place")
+    root.chmod(0o700)
+
+
 class Copies:
     """One engine's folder of copies, by digest. Safe for threads; nothing is touched before the first `take`.
 
@@ -110,20 +119,12 @@ def _place(aside: Path, target: Path) -> None:
 
 def _claim(root: Path) -> tuple[Path, int]:
     """A new folder that this process holds; those of engines that are dead are removed."""
-    make_folder(root)
-    _require_own(root)
+    make_root(root)
     with _locked(root):  # so that nobody sees a folder between its making and its lock
         for folder in root.glob(f"{_ENGINE}*"):
             _remove_dead(folder)
         folder = Path(tempfile.mkdtemp(prefix=_ENGINE, dir=root))
         return folder, _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _require_own(root: Path) -> None:
-    found = root.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise BadInput(f"{root} is not a folder of this user", hint="set BRANCHLINE_ENGINE_COPIES to another place")
-    root.chmod(0o700)
 
 
 def _remove_dead(folder: Path) -> None:

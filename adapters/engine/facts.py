@@ -20,9 +20,13 @@ class Facts:
         self._fingerprints: dict[str, str | None] = {}
 
     def read(self, state: object) -> dict[str, object]:
-        """Facts from the state of vLLM's app, `None` for what it does not say. Reads the base's files once: blocks."""
+        """Facts from the state of vLLM's app, `None` for what it does not say; blocks, as it reads the base's files.
+
+        `resolves`: adapters are found by name here. `copies`: how many versions this engine has taken so far.
+        """
         config = getattr(state, "vllm_config", None)
         model, lora = getattr(config, "model_config", None), getattr(config, "lora_config", None)
+        resolver, switches = _resolver(), sys.modules.get("vllm.envs")
         path, dtype = getattr(model, "model", None), getattr(model, "dtype", None)
         return {
             "branchline": _version("branchline"),
@@ -31,7 +35,8 @@ class Facts:
             "base": PurePath(path).name if path else None,
             "base_fingerprint": self._fingerprint(path) if path else None,
             "store": _store_kind(os.environ.get("BRANCHLINE_STORE")),
-            "copies": _copies(),
+            "resolves": resolver is not None and bool(getattr(switches, "VLLM_ALLOW_RUNTIME_LORA_UPDATING", False)),
+            "copies": 0 if resolver is None else len(resolver.copies),
             "max_loras": getattr(lora, "max_loras", None),
             "max_lora_rank": getattr(lora, "max_lora_rank", None),
             "max_cpu_loras": getattr(lora, "max_cpu_loras", None),
@@ -59,8 +64,7 @@ def _store_kind(location: str | None) -> str | None:
     return scheme if found else "local"
 
 
-def _copies() -> int:
+def _resolver() -> Any:
     registry: Any = getattr(sys.modules.get("vllm.lora.resolver"), "LoRAResolverRegistry", None)
-    if registry is None or NAME not in registry.get_supported_resolvers():
-        return 0
-    return len(registry.get_resolver(NAME).copies)
+    ours = registry is not None and NAME in registry.get_supported_resolvers()
+    return registry.get_resolver(NAME) if ours else None

@@ -112,9 +112,11 @@ def open_store(location: str, root: Path) -> Store:
 
     from ..remote import Remote
     from ..store import Store
+    from .copies import make_root
 
     if "://" not in location:
         return Store(Path(location).expanduser())
+    make_root(root)
     cache = root / "cache" / hashlib.sha256(location.encode()).hexdigest()[:16]
     return Store(cache, Remote(location))
 
