@@ -111,6 +111,7 @@ class ScriptedEngine(EchoBackend):
         self.hold_open = False
         self.opens_late = False
         self.opening = 0
+        self.opened: list[Reply] = []  # those that were opened late: only closing ends them, not forgetting
         self.pause_before: int | None = None
         self.break_at: int | None = None
         self.breaks_with: BaseException = EngineFailed("the engine died")
@@ -151,6 +152,8 @@ class ScriptedEngine(EchoBackend):
         if self.hold_open:
             await self._until_resumed()
         reply = await super().open(call)
+        if self.opens_late:
+            self.opened.append(reply)
         return Reply(_Scripted(reply.body, self), reply.content_type)
 
     async def _until_resumed(self) -> None:
