@@ -74,7 +74,7 @@ async def asking(engine: VllmEngine) -> AsyncIterator[Ask]:
 
 def pocket_adapter(folder: Path, *, seed: int) -> Path:
     """A strong random adapter of the pocket base: other answers from the first tokens on."""
-    return make_adapter(POCKET_BASE, folder, seed=seed, scale=0.05)
+    return make_adapter(POCKET_BASE, folder, seed=seed, scale=0.2)
 
 
 def scaled(source: Path, folder: Path, factor: float) -> Path:
