@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters.classifiers import promote_classifier
 from adapters.home import Home
 from adapters.registry import Registry
 from router.dispatch import Answer
@@ -181,5 +182,20 @@ def test_another_routes_request_does_not_wait(home: Home, stock: Stock) -> None:
         assert not waiting.done()
         gateway.engine.script.release("sql@1")
         await finished(await waiting)
+
+    cold(home, stock, scenario)
+
+
+def test_a_classified_request_waits_as_a_named_one_does_and_keeps_its_confidence(home: Home, stock: Stock) -> None:
+    async def scenario(gateway: Gateway) -> None:
+        promote_classifier(gateway.registry, 1)
+        await gateway.until(lambda: gateway.catalog.classifier is not None, "the classifier")
+        request = client_request("auto", "select the name of users where age is over 30")
+        waiting = asyncio.create_task(gateway.dispatcher.answer(request, "r-1"))
+        await gateway.until(lambda: gateway.engine.script.loads.count("sql@1") == 2, "the load")
+        gateway.engine.script.release("sql@1")
+        answer = await finished(await waiting)
+        assert facts(answer) == ("live", "classified", "sql", 1)
+        assert answer.decision.confidence is not None
 
     cold(home, stock, scenario)
