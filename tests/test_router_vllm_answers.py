@@ -65,7 +65,7 @@ def test_other_refusals_have_no_code() -> None:
     [
         ("body.max_tokens", "max_tokens"),
         ("body.messages.0.ChatCompletionUserMessageParam.content", "messages[0].content"),
-        ("input_tokens", "input_tokens"),
+        ("input_tokens", None),
         (None, None),
         ("body", "body"),
     ],

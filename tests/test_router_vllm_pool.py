@@ -19,6 +19,7 @@ from router.errors import (
 from tests.backend_contract import close, idle
 from tests.programmable_engine import (
     BASE_ID,
+    DEADLINE,
     Order,
     ProgrammableEngine,
     answer,
@@ -161,24 +162,27 @@ def test_an_engine_that_fails_again_and_again_is_left_alone_until_a_trial_succee
     check(scenario, *two(), breaker_seconds=600.0)
 
 
-def test_a_trial_that_succeeds_closes_the_breaker() -> None:
+def test_with_nobody_else_to_ask_an_engine_is_asked_however_often_it_failed() -> None:
     async def scenario(running: Running) -> None:
-        running.first.order(*[error(500, "no")] * 3)
-        for _ in range(3):
+        running.first.order(*[error(500, "no")] * 5)
+        for _ in range(5):
             with pytest.raises(EngineFailed):
                 await running.backend.open(chat())
-        async with asyncio.timeout(30):
-            while True:
-                try:
-                    await running.backend.open(chat())
-                except EngineUnavailable:
-                    await asyncio.sleep(0)
-                else:
-                    break
-        for _ in range(3):
-            await running.backend.open(chat())
+        await running.backend.open(chat())
 
-    check(scenario, breaker_seconds=0.02)
+    check(scenario, breaker_seconds=600.0)
+
+
+def test_an_engine_that_failed_gets_a_call_on_trial_and_then_its_share() -> None:
+    async def scenario(running: Running) -> None:
+        bad = await _favourite(running, BASE_ID)
+        bad.order(*[error(500, "no")] * 4)
+        before = len(bad.calls)
+        async with asyncio.timeout(DEADLINE):
+            while len(bad.calls) < before + 6:  # three failures, a trial that fails, one that does not, and more
+                await running.backend.open(chat())
+
+    check(scenario, *two(), breaker_seconds=0.05)
 
 
 def test_a_version_is_proved_on_every_engine_before_it_takes_calls() -> None:

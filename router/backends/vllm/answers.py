@@ -26,6 +26,7 @@ _PATH = re.compile(r"(?<![\w/.:<])/(?:[\w.@+-]+/)+[\w.@+-]*")
 _VALIDATION = re.compile(r"""'msg': (?P<quote>['"])(?P<message>.*?)(?P=quote)(?:, '|\})""", re.DOTALL)
 _EXTRAS = re.compile(r" \((?:parameter|value)=.*\)$", re.DOTALL)
 _LONG = re.compile(r"maximum (?:context|model) length|longer than the maximum model length", re.IGNORECASE)
+_NO_FIELDS = {"input_text", "input_tokens"}  # vLLM's words for a prompt, whichever field it came in
 _NOT_LOADED = "could not be loaded"
 
 
@@ -110,7 +111,7 @@ def _not_found(said: Said, engine_name: str, base_id: str) -> RouterError:
 
 def _field(location: str | None) -> str | None:
     """Pydantic's `body.messages.0.SomeParam.content` as clients know it: `messages[0].content`."""
-    if location is None:
+    if location is None or location in _NO_FIELDS:
         return None
     field = ""
     for part in location.removeprefix("body.").split("."):

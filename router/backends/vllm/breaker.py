@@ -1,4 +1,4 @@
-"""A circuit breaker: after failures in a row an engine gets no calls for a while, then one on trial. No clock."""
+"""A circuit breaker: after failures in a row an engine is not asked for a while, then once, on trial. No clock."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Breaker:
         return self._until is None or (now >= self._until and not self._on_trial)
 
     def begin(self) -> None:
-        """A call begins that `allows` allowed; one of `succeed`, `fail` and `abandon` follows."""
+        """A call begins that `allows` allowed. After it, and after all others, comes `succeed`, `fail` or `abandon`."""
         self._on_trial = self._until is not None
 
     def succeed(self) -> None:

@@ -123,14 +123,19 @@ class Pool:
         return await replica.open(call)
 
     def _choose(self, engine_name: str, tried: set[str]) -> Replica | None:
-        """The engine with the fewest calls that has the version ready; each name has its favourite among equals."""
+        """The engine with the fewest calls that has the version ready; each name has its favourite among equals.
+
+        An engine that failed again and again is asked only where there is no other: calls that no engine can answer
+        must not close a healthy one to everybody.
+        """
         if engine_name != self._base_id and engine_name not in self._held:
             return None
-        fit = [
+        up = [
             replica
             for replica in self.replicas
-            if replica.name not in tried and replica.has(engine_name) and replica.takes_calls()
+            if replica.state == "up" and replica.name not in tried and replica.has(engine_name)
         ]
+        fit = [replica for replica in up if replica.is_trusted()] or up
         if len(fit) < 2:
             return fit[0] if fit else None
         return min(fit, key=lambda replica: (_cost(replica, engine_name), _rank(engine_name, replica.name)))

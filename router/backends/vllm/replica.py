@@ -125,12 +125,14 @@ class Replica:
         """Whether `engine_name` is among the versions this engine decodes with now."""
         return engine_name == self._base_id or self._residents.is_active(engine_name)
 
-    def takes_calls(self) -> bool:
-        return self.state == "up" and self._breaker.allows(asyncio.get_running_loop().time())
+    def is_trusted(self) -> bool:
+        """Whether it has not failed again and again just now."""
+        return self._breaker.allows(asyncio.get_running_loop().time())
 
     async def open(self, call: Call) -> Reply:
         """Begin a call here; raises what `EngineClient.begin` raises."""
-        self._breaker.begin()
+        if self.is_trusted():
+            self._breaker.begin()
         self._residents.touch(call.engine_name)
         try:
             reply = await self.traffic.open(call, self._failed)

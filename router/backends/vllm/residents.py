@@ -9,7 +9,8 @@ from collections.abc import Iterable
 class Residents:
     """Mirrors vLLM's two LRU caches, of `max_cpu_loras` and of `max_loras` versions; `None` where unknown: no limit.
 
-    vLLM touches a version with every decoding step, so versions that are being answered for count as used now.
+    vLLM touches a version with every decoding step, so versions that are being answered for count as used now. Where
+    several gateways share an engine, each knows of its own calls only: a version may then cost its first call a load.
     """
 
     def __init__(self, max_cpu_loras: int | None = None, max_loras: int | None = None) -> None:

@@ -1,0 +1,263 @@
+"""The backend over a real vLLM: what clients send passes through, what they leave stops, what vLLM refuses is named.
+
+The engine is a stock one, as an operator has it who installs nothing of ours; the last test starts it again with our
+plugin. One engine serves all tests, in their order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from adapters.base import find_base
+from adapters.home import Home
+from adapters.publish import publish_folder
+from adapters.registry import Registry
+from adapters.store import Store
+from adapters.types import AdapterVersion
+from bench.adapter_folder import write_adapter
+from router.backends.vllm.backend import Engine, VllmBackend
+from router.backends.vllm.replica import Rhythm
+from router.errors import AdapterUnavailable, InvalidRequest, NotApplied
+from router.types import Call, Endpoint
+from tests.backend_contract import close, document, frames, idle, streamed_text
+from tests.vllm_engine import BASE_ID, POCKET_BASE, VllmEngine, needs_vllm, vllm_engine
+
+pytestmark = [needs_vllm, pytest.mark.timeout(600)]
+DEADLINE = 60.0
+USER = {"role": "user", "content": "tell me about 7 apples"}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "eat",
+        "parameters": {
+            "type": "object",
+            "properties": {"apples": {"type": "boolean"}},
+            "required": ["apples"],
+            "additionalProperties": False,
+        },
+    },
+}
+TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class Place:
+    """An engine's address, which changes with its starts."""
+
+    url: str
+    key: str
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A started backend with two versions loaded, and the loop it runs on."""
+
+    runner: asyncio.Runner
+    backend: VllmBackend
+    engine: VllmEngine
+    place: Place
+    home: Home
+    versions: tuple[AdapterVersion, ...]
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        async def within() -> Result:
+            async with asyncio.timeout(DEADLINE):
+                result = await work
+                await idle(self.backend)
+                return result
+
+        return self.runner.run(within())
+
+    def document(self, body: dict[str, object], endpoint: Endpoint = "chat/completions") -> dict[str, Any]:
+        return self.run(document(self.backend, self.call(body, endpoint)))
+
+    def frames(self, body: dict[str, object]) -> list[dict[str, Any]]:
+        return self.run(frames(self.backend, self.call({**body, "stream": True})))
+
+    def refusal(self, body: dict[str, object], endpoint: Endpoint = "chat/completions") -> InvalidRequest:
+        with pytest.raises(InvalidRequest) as refused:
+            self.document(body, endpoint)
+        return refused.value
+
+    def call(self, body: dict[str, object], endpoint: Endpoint = "chat/completions") -> Call:
+        return Call(endpoint, self.versions[0].engine_name, body, body.get("stream") is True, "r-1")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("live")
+    home = Home.at(folder / "home")
+    versions = tuple(publish(home, folder / f"adapter-{seed}", seed) for seed in (1, 2))
+    with ExitStack() as stack:
+        engine = stack.enter_context(vllm_engine(folder / "vllm.log", *TOOLS))
+        runner = stack.enter_context(asyncio.Runner())
+        place = Place(engine.url, engine.key)
+        backend = VllmBackend(
+            BASE_ID, [Engine("one", place)], engine_store=str(home.store), rhythm=Rhythm(look_seconds=0.2)
+        )
+        runner.run(backend.start())
+        stack.callback(lambda: runner.run(backend.stop()))
+        for version in versions:
+            runner.run(backend.load(version, Path("unused")))
+        yield Served(runner, backend, engine, place, home, versions)
+
+
+def publish(home: Home, folder: Path, seed: int) -> AdapterVersion:
+    """A random adapter on the pocket base, published; the store is what the engine reads."""
+    base = find_base(str(POCKET_BASE))
+    folder.mkdir()
+    write_adapter(folder, base, seed)
+    registry, route = Registry.open(home.registry_url), f"route-{seed}"
+    registry.create_route(route)
+    version = publish_folder(registry, Store(home.store), route, folder, base).version
+    registry.close()
+    return version
+
+
+def chat(**body: object) -> dict[str, object]:
+    return {"messages": [USER], "temperature": 0, "max_tokens": 24, **body}
+
+
+def test_a_stream_and_a_document_agree_and_bear_the_engine_name(served: Served) -> None:
+    events = served.frames(chat(stream_options={"include_usage": True}))
+    whole = served.document(chat())
+    assert streamed_text(events) == whole["choices"][0]["message"]["content"] != ""
+    assert {event["model"] for event in events} == {whole["model"]} == {served.versions[0].engine_name}
+    assert events[-1]["usage"].items() <= whole["usage"].items()
+    assert whole["id"].startswith("chatcmpl-r-1.")
+
+
+def test_responses_are_served_stateless_and_streamed(served: Served) -> None:
+    body: dict[str, object] = {"input": "hello", "max_output_tokens": 8, "temperature": 0}
+    whole = served.document(body, "responses")
+    assert (whole["object"], whole["model"]) == ("response", served.versions[0].engine_name)
+
+    async def streamed() -> bytes:
+        reply = await served.backend.open(served.call({**body, "stream": True}, "responses"))
+        assert reply.content_type.startswith("text/event-stream")
+        return b"".join([part async for part in reply.body])
+
+    events = served.run(streamed()).decode().split("\n\n")
+    assert events[0].startswith("event: response.created\n")
+    assert events[-2].startswith(("event: response.completed\n", "event: response.incomplete\n"))
+
+
+def test_tokenize_counts_what_chat_counts(served: Served) -> None:
+    counted = served.document({"messages": [USER]}, "tokenize")
+    assert counted["count"] == len(counted["tokens"]) == served.document(chat())["usage"]["prompt_tokens"]
+
+
+def test_what_vllm_supports_reaches_it(served: Served) -> None:
+    several = served.document(chat(n=2, logprobs=True, top_logprobs=3, seed=7, temperature=1.0))["choices"]
+    assert [choice["index"] for choice in several] == [0, 1]
+    assert len(several[0]["logprobs"]["content"][0]["top_logprobs"]) == 3
+    schema = {"name": "eaten", "schema": TOOL["function"]["parameters"]}  # type: ignore[index]
+    said = served.document(chat(response_format={"type": "json_schema", "json_schema": schema}, max_tokens=64))
+    assert json.loads(said["choices"][0]["message"]["content"]).keys() == {"apples"}
+    chosen = {"type": "function", "function": {"name": "eat"}}
+    tools = served.document(chat(tools=[TOOL], tool_choice=chosen, max_tokens=64))["choices"][0]["message"]
+    assert [made["function"]["name"] for made in tools["tool_calls"]] == ["eat"], tools
+    assert "apples" in tools["tool_calls"][0]["function"]["arguments"]
+    full = served.document(chat())["choices"][0]["message"]["content"]
+    stopped = served.document(chat(stop=[full[4:7]]))["choices"][0]
+    assert (stopped["message"]["content"], stopped["finish_reason"]) == (full[: full.find(full[4:7])], "stop")
+    banned = served.document({"prompt": [5, 6], "max_tokens": 1, "logit_bias": {"9": 100}}, "completions")
+    assert banned["model"] == served.versions[0].engine_name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param", "code"),
+    [
+        ({"temperature": -1}, "temperature", None),
+        ({"temperature": "hot"}, "temperature", None),
+        ({"max_tokens": 0}, "max_tokens", None),
+        ({"top_p": 0}, "top_p", None),
+        ({"messages": "hello"}, "messages", None),
+        ({"messages": ["hello"]}, "messages[0]", None),
+        ({"stop": [1]}, "stop", None),
+        ({"messages": [{"role": "user", "content": "word " * 3000}]}, None, "context_length_exceeded"),
+        ({"messages": [{"role": "user", "content": "apple, " * 500}]}, None, "context_length_exceeded"),
+    ],
+)
+def test_what_vllm_refuses_is_the_clients_fault_and_named(
+    served: Served, wrong: dict[str, object], param: str | None, code: str | None
+) -> None:
+    refused = served.refusal(chat(**wrong))
+    assert (refused.param, refused.code) == (param, code)
+    assert refused.message
+    assert "apple, apple" not in refused.message
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_a_client_that_goes_away_stops_the_generation_in_the_engine(served: Served, streams: bool) -> None:
+    endless = chat(max_tokens=900, ignore_eos=True, stream=streams)
+
+    async def leave() -> None:
+        opening = asyncio.create_task(served.backend.open(served.call(endless)))
+        if streams:
+            reply = await opening
+            await anext(reply.body)
+            await close(reply)
+            return
+        while not await metric("vllm:num_requests_running"):  # noqa: ASYNC110 - the engine's metrics set no event
+            await asyncio.sleep(0.01)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+
+    async def stopped() -> None:
+        while await metric("vllm:num_requests_running"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    async def metric(name: str) -> float:
+        return await asyncio.to_thread(served.engine.metric, name)
+
+    before = served.engine.metric("vllm:generation_tokens_total")
+    served.run(leave())
+    served.run(stopped())
+    assert served.engine.metric("vllm:generation_tokens_total") - before < 600
+
+
+def test_a_version_the_engine_cannot_find_is_unavailable(served: Served, tmp_path: Path) -> None:
+    elsewhere = publish(Home.at(tmp_path / "home"), tmp_path / "adapter", 3)
+    with pytest.raises(AdapterUnavailable, match="cannot load") as refused:
+        served.run(served.backend.load(elsewhere, Path("unused")))
+    assert not isinstance(refused.value, NotApplied)
+    assert str(served.home.store) not in refused.value.message
+    assert served.document(chat())["choices"]
+
+
+def test_an_engine_that_starts_again_holds_its_versions_again(served: Served) -> None:
+    before = [surprise_of(served, version) for version in served.versions]
+    assert abs(before[0] - before[1]) > 0.01
+    assert served.backend.base_fingerprint is None
+    served.engine.kill()
+    port = int(served.engine.url.rpartition(":")[2])
+    with vllm_engine(served.engine.log, store=str(served.home.store), port=port) as again:
+        served.place.key = again.key
+        served.run(until_caught_up(served.backend))
+        assert [surprise_of(served, version) for version in served.versions] == pytest.approx(before, abs=1e-4)
+        (status,) = served.backend.engines
+        assert (status.restarts, status.base_fingerprint) == (1, find_base(str(POCKET_BASE)).fingerprint)
+        assert served.backend.capacity == 16
+
+
+async def until_caught_up(backend: VllmBackend) -> None:
+    while [(one.state, one.restarts, one.resident) for one in backend.engines] != [("up", 1, 2)]:
+        await backend.until_changed()
+
+
+def surprise_of(served: Served, version: AdapterVersion) -> float:
+    """The log-probability (nats) of the first greedy token: different for every adapter. Rounding moves it by 1e-5."""
+    call = Call("chat/completions", version.engine_name, chat(logprobs=True), False, "r-1")
+    choice = served.run(document(served.backend, call))["choices"][0]
+    return float(choice["logprobs"]["content"][0]["logprob"])
