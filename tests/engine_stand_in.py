@@ -24,7 +24,8 @@ with plan.with_name("starts").open("a") as starts:
 port = int(sys.argv[sys.argv.index("--port") + 1])
 key = os.environ["VLLM_API_KEY"]
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-print("(APIServer pid=1) INFO 11-23 05:25:59 [api_utils.py:347]   version 0.32.0", key, flush=True)
+print("(APIServer pid=1) INFO 11-23 05:25:59 [api_utils.py:347]   version 0.32.0", flush=True)
+print("the key is", key, flush=True)
 if act == "silent":
     time.sleep(600)
 if act in ("dies", "taken"):
@@ -78,13 +79,15 @@ class StandIn:
         return (self.folder / "starts").read_text().split()
 
 
-def stand_in(folder: Path, *plan: str, version: str = "0.32.0", plugin: bool = True) -> StandIn:
+def stand_in(
+    folder: Path, *plan: str, version: str = "0.32.0", branchline: str = "0.1.0", plugin: bool = True
+) -> StandIn:
     """Write a stand-in into `folder`; starts beyond the plan come up."""
     launcher = folder / "vllm" / "entrypoints" / "launchers" / "api_server" / "entry.py"
     launcher.parent.mkdir(parents=True)
     launcher.write_text(_LAUNCHER)
     (folder / "plan").write_text(" ".join(plan))
-    for name, number in (("vllm", version), ("branchline", "0.1.0")):
+    for name, number in (("vllm", version), ("branchline", branchline)):
         described = folder / f"{name}-{number}.dist-info"
         described.mkdir()
         (described / "METADATA").write_text(_METADATA.format(name=name, version=number))

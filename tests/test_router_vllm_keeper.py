@@ -111,6 +111,16 @@ def test_after_a_kill_of_the_engine_its_children_are_ended(tmp_path: Path) -> No
         assert it.ended() == 128 + signal.SIGKILL
 
 
+def test_shared_memory_of_a_killed_engine_is_freed(tmp_path: Path) -> None:
+    share = "from multiprocessing.shared_memory import SharedMemory as Shared; it = Shared(create=True, size=9)"
+    with kept(tmp_path, f"{share}; print(it.name, flush=True); {SLEEP}") as it:
+        memory = Path("/dev/shm") / it.line()  # noqa: S108
+        assert memory.exists()
+        os.kill(it.engine, signal.SIGKILL)
+        assert it.ended() == 128 + signal.SIGKILL
+        assert not memory.exists()
+
+
 def test_a_kill_of_the_keeper_itself_leaves_nothing_either(tmp_path: Path) -> None:
     with kept(tmp_path, PARENT) as it:
         assert it.line() == "up"

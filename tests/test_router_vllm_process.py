@@ -115,10 +115,12 @@ def test_a_managed_engine_outlives_its_parts_but_not_its_gateway(tmp_path: Path)
         it.answers()
         assert any("EngineCore was killed" in (change["problem"] or "") for change in it.changes)
 
-        before = it.family.living()
+        before, memory = it.family.living(), shared_memory(it.family)
+        assert memory
         os.kill(it.family.one("api_server.entry", "keeper.py"), signal.SIGKILL)
         it.until(3, "starting")
         assert not set(before) & set(it.family.living())
+        assert not any(file.exists() for file in memory)
         it.until(3, "up")
         it.answers()
 
@@ -152,6 +154,12 @@ def test_too_little_memory_for_the_cache_is_one_clear_line(tmp_path: Path) -> No
     words = failed_start(tmp_path, POCKET_BASE, gigabytes=40_000)
     assert "less than requested memory for kv (40000.0 GiB)" in words
     assert "lower VLLM_CPU_KVCACHE_SPACE" in words
+
+
+def shared_memory(family: Family) -> set[Path]:
+    """The files of shared memory that these processes have mapped."""
+    maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in family.living())
+    return {Path(line.split()[5]) for line in maps.splitlines() if "/dev/shm/psm_" in line}  # noqa: S108
 
 
 def failed_start(home: Path, base: Path, *, gone: bool = False, max_model_len: int = 1024, gigabytes: int = 1) -> str:

@@ -5,8 +5,8 @@ the gateway; the end of that pipe, or SIGTERM, ends the engine: SIGTERM, then SI
 line of output is the engine's process id; everything after it is the engine's own. It exits as the engine did (128 + N
 for signal N).
 
-vLLM's engine process does not notice the death of its API server. So the API server leads a session with a terminal
-of its own: however it dies, even by the kernel's hand after a `kill -9` of this keeper, the kernel hangs up on all.
+vLLM's engine process does not notice the death of its API server. So the engine is the foreground group of a terminal
+that this keeper alone holds: after a `kill -9` of the keeper the kernel hangs up on the whole group.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import termios
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 SWEEP_SECONDS = 3.0
+TRACKER_SECONDS = 1.0
 TICK_SECONDS = 0.5
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -58,20 +60,27 @@ def _start(command: list[str]) -> int:
     keeper = os.getpid()
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # or one that comes before the exec below would be lost
     engine = os.fork()
-    if engine:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        return engine
+    if engine == 0:
+        _become(command, keeper)
+    with suppress(OSError):  # the child did it, and is another program by now
+        os.setpgid(engine, engine)
+    if terminal is not None:
+        with suppress(OSError):
+            os.tcsetpgrp(terminal, engine)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    return engine
+
+
+def _become(command: list[str], keeper: int) -> NoReturn:
     try:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        os.setsid()
+        os.setpgid(0, 0)
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != keeper:  # it died before the line above
             os._exit(1)
-        if terminal is not None:
-            fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-        os.dup2(os.open(os.devnull, os.O_RDONLY) if terminal is None else terminal, 0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.execvp(command[0], command)  # noqa: S606
     except OSError as error:
         os.write(2, f"OSError: cannot start {command[0]}: {error.strerror}\n".encode())
@@ -79,11 +88,15 @@ def _start(command: list[str]) -> int:
 
 
 def _terminal() -> int | None:
-    """The engine's side of a new terminal; ours stays open as long as this process lives."""
+    """The engine's side of a new terminal that controls this session; `None` where the system gives none."""
     try:
-        return pty.openpty()[1]
+        with suppress(PermissionError):  # it leads a session already
+            os.setsid()
+        terminal = pty.openpty()[1]
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
     except OSError:
         return None
+    return terminal
 
 
 def _watch(engine: int, gateway: int, wake: int, grace: float) -> int:
@@ -97,7 +110,7 @@ def _watch(engine: int, gateway: int, wake: int, grace: float) -> int:
             os.kill(engine, signal.SIGTERM)
             deadline = time.monotonic() + grace
         if deadline is not None and time.monotonic() >= deadline:
-            _kill_group(engine, signal.SIGKILL)
+            os.kill(engine, signal.SIGKILL)
         select.select([wake] if deadline is not None else [wake, 0], [], [], TICK_SECONDS)
         if deadline is not None:
             _drain(wake)
@@ -116,18 +129,26 @@ def _drain(wake: int) -> bytes:
 
 
 def _sweep(engine: int) -> None:
-    """End what the engine left behind: politely, so that shared memory is cleaned up, then by force."""
+    """End what the engine left behind, politely first. Its resource trackers, which free its shared memory, go last."""
     _kill_group(engine, signal.SIGTERM)
     deadline = time.monotonic() + SWEEP_SECONDS
     while _group_lives(engine) and time.monotonic() < deadline:
         time.sleep(0.02)
-    _kill_group(engine, signal.SIGKILL)
+    deadline = time.monotonic() + TRACKER_SECONDS
     while children := _children():
         for child in children:
-            with suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        _reap(os.WNOHANG)
-        time.sleep(0.01)
+            if time.monotonic() >= deadline or not _is_tracker(child):
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+        time.sleep(0.02)
+    _kill_group(engine, signal.SIGKILL)
+
+
+def _is_tracker(child: int) -> bool:
+    try:
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{child}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _group_lives(engine: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ...errors import ConfigInvalid
@@ -42,8 +43,16 @@ print(json.dumps({{
 """
 
 
-async def check_python(python: str, environment: Mapping[str, str]) -> list[str]:
-    """Look into the environment of `python`. Returns notes for the operator.
+def own_version() -> str | None:
+    """The version of this Branchline, `None` where it runs from a checkout that was not installed."""
+    try:
+        return version("branchline")
+    except PackageNotFoundError:
+        return None
+
+
+async def check_python(python: str, environment: Mapping[str, str], ours: str | None = None) -> list[str]:
+    """Look into the environment of `python`. Returns notes for the operator; `ours` is this Branchline's version.
 
     Raises `ConfigInvalid` where it does not exist, or has no vLLM, or has no Branchline plugin for vLLM.
     """
@@ -60,10 +69,16 @@ async def check_python(python: str, environment: Mapping[str, str]) -> list[str]
         problems.append(f"the Branchline in {python} brings no plugin for vLLM: pip install branchline into it again")
     if problems:
         raise ConfigInvalid("; ".join(problems))
-    version = found["vllm_version"]
-    if version and str(version).split("+")[0] != TESTED_VERSION:
-        return [f"vLLM {version} in {python}: Branchline was tested with {TESTED_VERSION}"]
-    return []
+    return _notes(python, found["vllm_version"], found["branchline_version"], ours)
+
+
+def _notes(python: str, vllm: object, branchline: object, ours: str | None) -> list[str]:
+    notes = []
+    if vllm and str(vllm).partition("+")[0] != TESTED_VERSION:
+        notes.append(f"vLLM {vllm} in {python}: Branchline was tested with {TESTED_VERSION}")
+    if branchline and ours and branchline != ours:
+        notes.append(f"Branchline {branchline} in {python}, but this gateway is {ours}: install the same in both")
+    return notes
 
 
 async def _ask(python: str, environment: Mapping[str, str]) -> dict[str, object]:

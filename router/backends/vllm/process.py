@@ -6,7 +6,6 @@ import asyncio
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +18,7 @@ from .first_answer import first_answer
 from .launch import GUARD, HOST, command, engine_environment
 from .log import EngineLog
 from .options import EngineOptions
-from .preflight import check_python
+from .preflight import check_python, own_version
 from .run import EngineRun, free_port
 from .words import advice, is_dead, last_words, progress
 
@@ -29,11 +28,12 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 SETTLED_SECONDS = 60.0
 LAST_WORDS_SECONDS = 0.5
+SECONDS_BETWEEN_PERCENTAGES = 5.0
 PORT_TRIES = 5
 
 
 class ManagedEngine:
-    """One vLLM on loopback, with a random key. Lives on one event loop and never blocks it.
+    """One vLLM on loopback, with a random key. Lives on one event loop and never blocks it. Stopped, it stays so.
 
     An engine that ends, or that `restart` kills, is started again, first after half a second, then after twice as
     long each time. `on_change` is called on the loop whenever `state` or `generation` changed. `say` gets the few
@@ -67,7 +67,7 @@ class ManagedEngine:
         self._generation = self._seen = 0
         self._problem: str | None = None
         self._asked: str | None = None
-        self._said = ""
+        self._said, self._said_at = "", 0.0
         self._stopped = False
         self._run: EngineRun | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -103,9 +103,11 @@ class ManagedEngine:
         Raises `ConfigInvalid` where the engine's Python lacks something, and `EngineFailed` with the engine's last
         words where it does not come up. Nothing is left running then.
         """
+        if self._stopped:
+            raise EngineFailed("this engine was stopped")
         if not self._base.folder.is_dir():
             raise EngineFailed(f"the base's folder {self._base.folder} does not exist", hint="check --base")
-        for note in await check_python(self._options.python, self._environment):
+        for note in await check_python(self._options.python, self._environment, own_version()):
             self._say(note)
         self._log.rotate()
         try:
@@ -200,8 +202,10 @@ class ManagedEngine:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             run = None
-            with suppress(EngineFailed):
+            try:
                 run = await self._bring_up()
+            except (EngineFailed, OSError) as error:
+                self._change("down", str(error))
 
     async def _until_it_ends(self, run: EngineRun, pause: float) -> float:
         """Waits; returns how long to pause before the next start."""
@@ -217,9 +221,15 @@ class ManagedEngine:
         if self._state == "up" and self._run is not None and is_dead(line):
             asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self._run.kill)
         words = progress(line)
-        if words and words != self._said:
-            self._said = words
+        if words and self._is_news(words):
+            self._said, self._said_at = words, asyncio.get_running_loop().time()
             self._say(words)
+
+    def _is_news(self, words: str) -> bool:
+        """A percentage is news every few seconds, everything else at once."""
+        same_phase = ":" in words and words.partition(":")[0] == self._said.partition(":")[0]
+        waited = asyncio.get_running_loop().time() - self._said_at >= SECONDS_BETWEEN_PERCENTAGES
+        return words != self._said and (not same_phase or waited or words.endswith(" 100 %"))
 
     def _change(self, state: State, problem: str | None) -> None:
         changed = (state, self._generation) != (self._state, self._seen)

@@ -70,10 +70,10 @@ class EngineRun:
             await asyncio.wait({self.ended})
 
     def kill(self) -> None:
-        """End it at once, as for an engine that hangs; `ended` follows."""
+        """End it now, as for an engine that hangs; `ended` follows when the keeper has swept up the rest."""
         if self._engine is not None and not self.ended.done():
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._engine, signal.SIGKILL)
+                os.kill(self._engine, signal.SIGKILL)
 
     async def _end_of_process(self) -> int:
         status = await self._process.wait()

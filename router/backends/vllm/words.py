@@ -36,7 +36,7 @@ _HINTS = (
 )
 
 _PHASES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
-    (re.compile(r"version (\d\S*)$"), lambda found: f"vLLM {found[1]} starts"),
+    (re.compile(r"^\W*version (\d\S*)$"), lambda found: f"vLLM {found[1]} starts"),
     (re.compile(r"^Initializing a V1 LLM engine"), lambda _: "starting the engine process"),
     (re.compile(r"^Starting to load model"), lambda _: "loading the base"),
     (re.compile(r"^Loading \w+ checkpoint shards:\s+(\d+)%"), lambda found: f"loading weights: {found[1]} %"),
