@@ -94,17 +94,15 @@ class Store:
 
     def manifest(self, route: str, digest: str) -> Manifest:
         """The manifest of a published version; raises `NotFound`, or `StoreCorrupted` where it cannot be read."""
-        path = self.folder(route, digest) / MANIFEST_FILE
-        self._fetch(path.parent)
+        folder = self.folder(route, digest)
+        self._fetch(folder)
         try:
-            manifest = parse_manifest(json.loads(path.read_bytes()))
-        except FileNotFoundError:
-            raise NotFound(f"no stored version {route}/{digest[:16]}", hint="publish it again") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-            raise StoreCorrupted(f"{route}/{digest[:16]}: manifest unreadable ({error})", hint=_MEND) from error
-        if manifest.digest != digest:
-            raise StoreCorrupted(f"{route}/{digest[:16]}: the manifest is another version's", hint=_MEND)
-        return manifest
+            return _read_manifest(folder, route)
+        except StoreCorrupted:
+            if self.remote is None:
+                raise
+        self._fetch(folder, again=True)
+        return _read_manifest(folder, route)
 
     def verify(self, route: str, digest: str) -> Manifest:
         """Hash a version's files against its manifest and its digest; raises `StoreCorrupted` naming what differs."""
@@ -211,6 +209,19 @@ class Store:
 
 
 _MEND = "publish the same folder again, or retire the version"
+
+
+def _read_manifest(folder: Path, route: str) -> Manifest:
+    digest = folder.name
+    try:
+        manifest = parse_manifest(json.loads((folder / MANIFEST_FILE).read_bytes()))
+    except FileNotFoundError:
+        raise NotFound(f"no stored version {route}/{digest[:16]}", hint="publish it again") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        raise StoreCorrupted(f"{route}/{digest[:16]}: manifest unreadable ({error})", hint=_MEND) from error
+    if manifest.digest != digest:
+        raise StoreCorrupted(f"{route}/{digest[:16]}: the manifest is another version's", hint=_MEND)
+    return manifest
 
 
 def _mend(target: Path, staged: Path, names: Sequence[str]) -> None:

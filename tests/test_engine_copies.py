@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import stat
 import subprocess
 import sys
@@ -87,6 +88,20 @@ def test_a_manifest_without_one_of_the_two_files_is_refused(stored: EngineStore,
     without = replace(known, files={CONFIG_FILE: known.files[CONFIG_FILE]})
     with pytest.raises(StoreCorrupted, match=f"{WEIGHTS_FILE} was altered"):
         Copies(root).take(stored.store, SQL, without)
+
+
+def test_a_copy_that_cannot_be_finished_leaves_nothing(stored: EngineStore, root: Path) -> None:
+    copies, known = Copies(root), manifest(stored, stored.publish(1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # as a full disk: the write itself fails
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            copies.take(stored.store, SQL, known)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (mine,) = root.glob("engine-*")
+    assert list(mine.iterdir()) == []
+    assert copies.take(stored.store, SQL, known).is_dir()
 
 
 def test_an_altered_copy_is_mended_in_its_place(stored: EngineStore, root: Path) -> None:

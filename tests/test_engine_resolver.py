@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from adapters.check import WEIGHTS_FILE
 from adapters.engine.copies import Copies, copies_root
 from adapters.engine.resolver import Resolver, open_store
 from adapters.errors import BadInput, InvalidName, NotFound, StoreCorrupted
-from adapters.remote import Remote
+from adapters.remote import MANIFEST_FILE, Remote
 from adapters.store import Store
 from tests.engine_store import DAMAGES, SQL, EngineStore
 from tests.vllm_engine import POCKET_BASE
@@ -127,7 +128,7 @@ def test_where_the_base_is_not_in_sight_it_is_served_and_said_once(
     assert [record.getMessage()[:15] for record in caplog.records] == ["base unverified"]
 
 
-def test_a_full_disk_is_one_line(house: House, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_place_that_cannot_be_written_is_one_line(house: House, caplog: pytest.LogCaptureFixture) -> None:
     name = house.stored.publish(1)
     house.root.parent.write_text("a file where the copies would go")
     assert house.ask(name) is None
@@ -181,7 +182,8 @@ def test_a_remote_store_is_fetched_and_verified(tmp_path: Path, scheme: str, cap
     assert "was altered" in caplog.text
 
 
-def test_a_damaged_cache_of_a_remote_store_is_fetched_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", [WEIGHTS_FILE, MANIFEST_FILE])
+def test_a_damaged_cache_of_a_remote_store_is_fetched_again(tmp_path: Path, file: str) -> None:
     pytest.importorskip("fsspec")
     url = f"file://{tmp_path / 'bucket'}"
     house = house_at(tmp_path, url, url)
@@ -189,10 +191,26 @@ def test_a_damaged_cache_of_a_remote_store_is_fetched_again(tmp_path: Path) -> N
     digest = house.stored.folder(name).name
     cached = open_store(url, house.root)
     cached.manifest(SQL, digest)
-    weights = cached.folder(SQL, digest) / WEIGHTS_FILE
-    weights.chmod(0o600)
-    weights.write_bytes(b"damaged")
+    (cached.folder(SQL, digest) / file).chmod(0o600)
+    (cached.folder(SQL, digest) / file).write_bytes(b"damaged")
     assert same_bytes(house.ask(name), house.stored.folder(name))
+
+
+def test_an_error_of_the_object_stores_own_client_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fsspec: Any = pytest.importorskip("fsspec")
+
+    class NoCredentials(Exception):
+        """As botocore's: of no tree that we know."""
+
+    class Locked(fsspec.AbstractFileSystem):  # type: ignore[misc]
+        protocol = "locked"
+
+        def ls(self, *_: object, **__: object) -> None:
+            raise NoCredentials("unable to locate credentials")
+
+    fsspec.register_implementation("locked", Locked, clobber=True)
+    assert house_at(tmp_path, "locked://bucket").ask("sql@1.0123456789abcdef") is None
+    assert "the store at locked:// cannot be used: unable to locate credentials" in caplog.text
 
 
 def test_the_store_finds_a_digest_by_its_beginning_here_and_there(tmp_path: Path) -> None:

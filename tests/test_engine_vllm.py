@@ -33,9 +33,10 @@ class Running:
     engine: VllmEngine
     stored: EngineStore
 
-    def logprobs(self, model: str) -> list[float]:
+    def logprobs(self, model: str, tokens: int = 8) -> list[float]:
         """Log-probabilities of a greedy answer; no cache of prompts can hide which weights made them."""
-        answer = self.engine.chat(model, QUESTION, logprobs=True, cache_salt=secrets.token_hex(8))
+        salt = secrets.token_hex(8)
+        answer = self.engine.chat(model, QUESTION, logprobs=True, cache_salt=salt, max_tokens=tokens, ignore_eos=True)
         assert answer["model"] == model
         return [token["logprob"] for token in answer["choices"][0]["logprobs"]["content"]]
 
@@ -120,6 +121,18 @@ def test_other_methods_are_closed_on_open_paths(running: Running, method: str) -
         assert running.send(method, path, authorization="") == 401
 
 
+def test_the_body_of_a_refused_request_is_not_read_as_the_next_one(running: Running) -> None:
+    inner = f"GET /version HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {running.engine.key}\r\n\r\n".encode()
+    connection = http.client.HTTPConnection(urlsplit(running.engine.url).netloc, timeout=60)
+    statuses = []
+    for path in ("/v1/load_lora_adapter", "/v1/models", "/v1/models"):
+        connection.request("POST", path, body=inner * 1000, headers={"authorization": ""})
+        answer = connection.getresponse()
+        statuses.append((answer.status, json.loads(answer.read())["error"]["code"]))
+    connection.close()
+    assert statuses == [(401, "invalid_api_key")] * 3
+
+
 @pytest.mark.parametrize("path", ["/v1/realtime", "/v1/chat/completions", "/"])
 def test_a_websocket_is_refused(running: Running, path: str) -> None:
     upgrade = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
@@ -200,6 +213,15 @@ def test_first_requests_at_the_same_time_load_once(running: Running) -> None:
         answers = list(pool.map(running.logprobs, [name] * 8))
     assert all(answer == pytest.approx(answers[0], abs=SAME) for answer in answers)
     assert running.engine.log.read_text(errors="replace").count(f"loaded LoRA adapter '{name}'") == 1
+
+
+def test_who_shares_a_batch_changes_nobodys_answer(running: Running) -> None:
+    models = [BASE_ID, running.stored.publish(51), running.stored.publish(52)]
+    alone = {model: running.logprobs(model, 64) for model in models}
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda model: (model, running.logprobs(model, 64)), models * 4))
+    for model, answer in together:
+        assert answer == pytest.approx(alone[model], abs=SAME), model
 
 
 def test_clients_that_leave_while_their_adapter_is_found_harm_nobody(running: Running) -> None:

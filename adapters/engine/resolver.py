@@ -23,10 +23,14 @@ log = logging.getLogger("vllm.branchline")  # below vLLM's own logger, whose han
 
 
 def register() -> None:
-    """Register the resolver with vLLM where `BRANCHLINE_STORE` names a store (a folder or an fsspec URL)."""
+    """Register the resolver with vLLM where `BRANCHLINE_STORE` names a store (a folder or an fsspec URL).
+
+    On vLLM's CPU build this also keeps adapters off the base's rows of a batch.
+    """
     location = os.environ.get("BRANCHLINE_STORE")
     if not location:
         return
+    _mend_cpu_operations()
     registry: Any = importlib.import_module("vllm.lora.resolver")
     if NAME in registry.LoRAResolverRegistry.get_supported_resolvers():
         return
@@ -36,6 +40,18 @@ def register() -> None:
     root = copies_root(Path(parent).expanduser() if parent else None)
     registry.LoRAResolver.register(Resolver)
     registry.LoRAResolverRegistry.register_resolver(NAME, Resolver(location, root, Copies(root)))
+
+
+def _mend_cpu_operations() -> None:
+    platforms: Any = importlib.import_module("vllm.platforms")
+    if not platforms.current_platform.is_cpu():
+        return
+    from .base_rows import skip_base_rows
+
+    try:
+        skip_base_rows()
+    except (ImportError, AttributeError) as error:  # another vLLM than the one this was written for
+        log.warning("batches that mix base and adapters are not mended on this vLLM: %s", error)
 
 
 class Resolver:
