@@ -52,13 +52,15 @@ def require_vllm() -> Path:
 
 
 @contextmanager
-def engine(home: Home, name: str, *flags: str, key: str | None = None) -> Iterator[VllmEngine]:
+def engine(home: Home, name: str, *flags: str, key: str | None = None, core: int | None = None) -> Iterator[VllmEngine]:
     """An engine with Branchline's plugin and guard on the store of `home`, as an operator starts one.
 
     Replicas behind one gateway share a `key`. `flags` are vLLM's; one that is given twice counts as the last one says.
+    With `core` all its processes keep to that one.
     """
     port, key, log = free_port(), key or secrets.token_hex(16), home.folder / f"{name}.log"
     command = [
+        *(() if core is None else ("taskset", "--cpu-list", str(core))),
         *(str(require_vllm()), "-m", "vllm.entrypoints.launchers.api_server.entry"),
         *("--model", str(BASE), "--served-model-name", BASE_ID, "--host", "127.0.0.1", "--port", str(port)),
         *("--enable-lora", "--max-loras", "4", "--max-cpu-loras", "16", *SHAPE),
