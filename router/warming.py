@@ -17,6 +17,7 @@ from .residency import Residency
 from .tracked import TrackedRoute
 
 BACKLOG_WORKERS = 2
+DEMANDS_AT_ONCE = 4  # a burst of requests for cold routes must not fill the engine with proofs
 RETRY_SECONDS = 10.0
 log = logging.getLogger("branchline.warming")
 
@@ -31,6 +32,7 @@ class Warming:
         self._backlog: deque[tuple[TrackedRoute, int]] = deque()
         self._queued: set[str] = set()  # engine names in the backlog
         self._coming: set[str] = set()  # engine names being brought in
+        self._demands = asyncio.Semaphore(DEMANDS_AT_ONCE)
 
     def begin(self, routes: Iterable[TrackedRoute], capacity: int | None) -> None:
         """Work off what a gateway finds at its start: live versions first, of these what changed most recently."""
@@ -60,7 +62,8 @@ class Warming:
         if self._residency.has(version):
             return False
         if version.engine_name not in self._coming:
-            self._background.spawn(self._bring(route, number))
+            self._coming.add(version.engine_name)
+            self._background.spawn(self._bring_demanded(route, number))
         return True
 
     async def until_warm(self, route: TrackedRoute, seconds: float) -> None:
@@ -83,6 +86,13 @@ class Warming:
             self._queued.discard(route.versions[number].engine_name)
             if number in route.kept_warm:
                 await self._bring(route, number)
+
+    async def _bring_demanded(self, route: TrackedRoute, number: int) -> None:
+        async with self._demands:
+            if number == route.answering:
+                await self._bring(route, number)
+            else:
+                self._coming.discard(route.versions[number].engine_name)
 
     async def _bring_all(self, route: TrackedRoute) -> None:
         """The live version, then the one before it."""
