@@ -111,10 +111,14 @@ class Warming:
             if number == route.wanted:
                 route.problem = error.message
             if route.retry is None:
-                route.retry = self._background.later(RETRY_SECONDS, self.follow, route)
+                route.retry = self._background.later(RETRY_SECONDS, self._try_again, route)
         finally:
             self._coming.discard(version.engine_name)
         self._moved(route)
+
+    def _try_again(self, route: TrackedRoute) -> None:
+        self.follow(route)
+        self._moved(route)  # an engine may have come back with what it lost
 
     def _forget_retry(self, route: TrackedRoute) -> None:
         route.failed.clear()

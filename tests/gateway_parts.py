@@ -156,6 +156,10 @@ class ScriptedEngine(EchoBackend):
             self.opened.append(reply)
         return Reply(_Scripted(reply.body, self), reply.content_type)
 
+    def find(self, engine_name: str) -> None:
+        """Have a version again without being asked to, as one that catches up after a restart does."""
+        self._resident.add(engine_name)
+
     async def _until_resumed(self) -> None:
         self.opening += 1
         try:

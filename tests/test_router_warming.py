@@ -182,6 +182,24 @@ def test_the_old_version_that_answers_for_one_not_applied_comes_back_too(home: H
     asyncio.run(scenario())
 
 
+def test_a_problem_goes_away_where_the_engine_finds_the_version_again_by_itself(
+    home: Home, stock: Stock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router.warming, "RETRY_SECONDS", 0.02)
+
+    async def scenario() -> None:
+        async with running(home, stock.base, live=[("sql", 1)]) as gateway:
+            gateway.engine.script.faults["sql@1"] = "no engine is up"
+            gateway.engine.lose(gateway.engine_name("sql", 1))
+            await gateway.catalog.until_warm("sql", timeout_seconds=30)
+            assert gateway.catalog.problems == {"sql": "no engine is up"}
+            gateway.engine.find(gateway.engine_name("sql", 1))
+            await gateway.until(lambda: gateway.catalog.problems == {}, "no problem")
+            assert gateway.decide("sql").version == 1
+
+    asyncio.run(scenario())
+
+
 # -- probes -----------------------------------------------------------------------------------------------------------
 
 
