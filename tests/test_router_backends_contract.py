@@ -13,7 +13,7 @@ from router.backends.echo import EchoBackend
 from router.backends.embedded.backend import EmbeddedBackend
 from router.errors import ConfigInvalid
 from router.settings import EngineSettings
-from tests.backend_contract import USER, BackendContract, Rig
+from tests.backend_contract import USER, OwnDecodingContract, Rig
 from tests.tiny_model import Tiny, make_tiny
 
 
@@ -22,7 +22,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
-class TestEcho(BackendContract):
+class TestEcho(OwnDecodingContract):
     @pytest.fixture(scope="class")
     @classmethod
     def rig(cls, tiny: Tiny) -> Rig:
@@ -36,7 +36,7 @@ class TestEcho(BackendContract):
         )
 
 
-class TestEmbedded(BackendContract):
+class TestEmbedded(OwnDecodingContract):
     @pytest.fixture(scope="class")
     @classmethod
     def rig(cls, tiny: Tiny) -> Rig:

@@ -23,7 +23,7 @@ TextOrIds = str | tuple[int, ...]
 def parse_messages(body: Mapping[str, object]) -> tuple[Message, ...]:
     """The conversation of a chat request; raises `InvalidRequest` naming the field at fault.
 
-    `developer` counts as `system`; text parts are joined.
+    `developer` counts as `system`; text parts are lines, as vLLM joins them.
     """
     turns = body.get("messages")
     if not isinstance(turns, list) or not turns:
@@ -97,7 +97,7 @@ def _content(content: object, where: str) -> str:
         return _text(content, where)
     if not isinstance(content, list) or not content:
         raise InvalidRequest(f"{where} must be a string or a list of text parts", param=where)
-    return "".join(_part(part, f"{where}[{index}]") for index, part in enumerate(content))
+    return "\n".join(_part(part, f"{where}[{index}]") for index, part in enumerate(content))
 
 
 def _part(part: object, where: str) -> str:
