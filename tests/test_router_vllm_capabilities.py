@@ -19,6 +19,7 @@ FACTS = {
     "branchline": "0.2.0",
     "base_fingerprint": "f" * 64,
     "store": "local",
+    "resolves": True,
     "max_loras": 4,
     "max_lora_rank": 16,
     "max_cpu_loras": 64,
@@ -82,7 +83,8 @@ def test_without_the_plugin_the_base_is_unverified_and_adapters_come_by_the_endp
 
 
 def test_an_engine_without_a_way_in_is_a_problem() -> None:
-    assert Engine(OPEN | {"/branchline": (404, {})}).levels()["adapters"][0] == "problem"
+    for facts in ((404, {}), (200, FACTS | {"resolves": False})):
+        assert Engine(OPEN | {"/branchline": facts}).levels()["adapters"][0] == "problem"
 
 
 def test_what_answers_without_a_key_is_a_problem_and_named() -> None:

@@ -122,7 +122,7 @@ async def _models(send: Send) -> list[Mapping[str, Any]]:
 
 
 async def _adapters_by(send: Send, facts: Mapping[str, Any]) -> AdaptersBy:
-    if facts.get("store"):
+    if facts.get("resolves"):
         return "resolver"
     return "load_lora_adapter" if await _answers(send, "POST", "/v1/load_lora_adapter", with_key=True) else "nothing"
 
@@ -213,7 +213,7 @@ def _adapters(found: Capabilities) -> tuple[Level, str]:
         if found.facts.get(name) is not None
     )
     if found.adapters_by == "resolver":
-        return "ok", f"found by Branchline's resolver in a {found.facts['store']} store; {limits}"
+        return "ok", f"found by Branchline's resolver in a {found.facts.get('store')} store; {limits}"
     if found.adapters_by == "load_lora_adapter":
         return "note", "brought in by /v1/load_lora_adapter: lost when it restarts, its store's path must be configured"
     return "problem", "no way in: install branchline beside vLLM, or set VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
