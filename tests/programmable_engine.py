@@ -46,6 +46,8 @@ class ProgrammableEngine:
         self.models = [BASE_ID]
         self.health: int | None = 200  # `None`: no answer
         self.core_hangs = False
+        self.works = False  # counts a token whenever somebody looks
+        self.tokens = 0
         self.gate: asyncio.Event | None = None  # holds Branchline's own requests
         self.inert: set[str] = set()
         self.unknown: set[str] = set()
@@ -138,7 +140,11 @@ class ProgrammableEngine:
         return web.json_response({"data": [*cards, *({"id": name, "parent": BASE_ID} for name in self.loaded)]})
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(text=f"# HELP x\nprocess_start_time_seconds {self.starts}.5\n")
+        self.tokens += self.works
+        counters = (
+            f'vllm:generation_tokens_total{{engine="0"}} {self.tokens}.0\nprocess_start_time_seconds {self.starts}.5\n'
+        )
+        return web.Response(text="# HELP x\n" + counters)
 
     async def _load(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -251,7 +257,7 @@ def stream(*pieces: bytes | asyncio.Event, then: Order | None = None) -> Order:
     return act
 
 
-def held(gate: asyncio.Event, order: Order) -> Order:
+def waiting_for(gate: asyncio.Event, order: Order) -> Order:
     """`order`, once the gate is open."""
 
     async def act(request: web.Request) -> web.StreamResponse:

@@ -28,6 +28,7 @@ from tests.programmable_engine import (
     hang,
     reset,
     stream,
+    waiting_for,
 )
 from tests.vllm_backends import STORE, Running, chat, check, version
 
@@ -70,6 +71,25 @@ def test_a_call_that_fails_before_its_first_byte_is_answered_by_another_engine(o
 
     check(scenario, *two())
     check(one_of_two, *two())
+
+
+def test_killing_an_engine_under_load_fails_no_call_that_had_not_begun() -> None:
+    async def scenario(running: Running) -> None:
+        await running.load(SQL)
+        first, second = running.engines
+        gate = asyncio.Event()
+        for engine in running.engines:
+            engine.order(*[waiting_for(gate, stream(*frames(SQL.engine_name, "hello")))] * 20)
+        calls = [asyncio.create_task(running.backend.open(chat(SQL.engine_name, stream=True))) for _ in range(20)]
+        await first.until(lambda: len(first.calls) == 10)
+        await second.until(lambda: len(second.calls) == 10)
+        await first.kill()
+        await second.until(lambda: len(second.calls) == 20)
+        gate.set()
+        for call in calls:
+            assert b"".join([part async for part in (await call).body]).endswith(b"data: [DONE]\n\n")
+
+    check(scenario, *two())
 
 
 def test_what_the_client_did_wrong_is_not_tried_again() -> None:

@@ -117,6 +117,30 @@ def test_a_core_that_hangs_is_found_although_the_engine_says_it_is_healthy() -> 
     check(scenario, stall_seconds=0.05, core_seconds=0.05)
 
 
+def test_a_core_whose_counters_move_does_not_hang_however_long_the_queue() -> None:
+    async def scenario(running: Running) -> None:
+        engine = running.first
+        engine.core_hangs = engine.works = True
+        waiting = asyncio.create_task(running.backend.open(chat()))
+        await engine.until(lambda: len([seen for seen in engine.seen if seen.is_ours]) >= 3)
+        assert running.status().state == "up"
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    check(scenario, stall_seconds=0.02, core_seconds=0.02)
+
+
+def test_a_problem_that_is_over_is_seen_at_the_next_look() -> None:
+    async def scenario(running: Running) -> None:
+        for health in (404, 401, 503):
+            running.first.health = health
+            await running.until(lambda: running.status().state != "up")
+            running.first.health = 200
+            await running.until(lambda: running.status().state == "up")
+
+    check(scenario, identify_every=1_000_000)
+
+
 def test_calls_of_a_core_that_hangs_are_answered_by_another_engine() -> None:
     async def scenario(running: Running) -> None:
         first, second = running.engines

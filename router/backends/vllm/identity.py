@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import EngineFailed
-from .client import EngineClient
+from .client import EngineClient, EngineSilent
 
 _START_TIME = re.compile(rb"^process_start_time_seconds (\S+)$", re.MULTILINE)
+
+_WORK = re.compile(
+    rb"^vllm:(?:prompt_tokens_total|generation_tokens_total|iteration_tokens_total_sum)\b.*$", re.MULTILINE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,15 @@ async def identify(client: EngineClient, base_id: str, *, seconds: float) -> Ide
         max_loras=_count(facts, "max_loras"),
         max_cpu_loras=_count(facts, "max_cpu_loras"),
     )
+
+
+async def work_done(client: EngineClient, *, seconds: float) -> list[bytes]:
+    """vLLM's counters of tokens: they move as long as its core works, even where no answer is complete yet."""
+    try:
+        _, body = await client.get("/metrics", seconds=seconds)
+    except EngineSilent:
+        return []
+    return _WORK.findall(body)
 
 
 async def _require_base(client: EngineClient, base_id: str, *, seconds: float) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
 
 from adapters.errors import BranchlineError
 
@@ -193,7 +192,6 @@ def _cost(replica: Replica, engine_name: str) -> int:
     return replica.traffic.outstanding + (0 if replica.is_active(engine_name) else SWAP_PENALTY)
 
 
-@lru_cache(maxsize=4096)
 def _rank(engine_name: str, replica_name: str) -> bytes:
     """Rendezvous hashing: every gateway prefers the same engine for the same name."""
     return hashlib.blake2b(f"{engine_name}\n{replica_name}".encode(), digest_size=8).digest()

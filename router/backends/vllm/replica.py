@@ -97,6 +97,11 @@ class Replica:
         return "draining" if self._drained and self._state == "up" else self._state
 
     @property
+    def answers(self) -> bool:
+        """Whether it is up, drained by an operator or not."""
+        return self._state == "up"
+
+    @property
     def status(self) -> EngineStatus:
         return EngineStatus(
             self.name,
@@ -227,7 +232,8 @@ class Replica:
             )
         path = f"{self._engine_store.rstrip('/')}/{version.route}/{version.digest}"
         body = {"lora_name": version.engine_name, "lora_path": path}
-        status, answer = await self.client.send("/v1/load_lora_adapter", body, seconds=self.rhythm.load_seconds)
+        async with self.traffic.working(version.engine_name):
+            status, answer = await self.client.send("/v1/load_lora_adapter", body, seconds=self.rhythm.load_seconds)
         said = Said.parse(answer).message
         if status != 200 and "already been loaded" not in said:
             why = clean(said) or "it says nothing"

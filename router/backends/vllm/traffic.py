@@ -31,7 +31,7 @@ class Traffic:
 
     async def open(self, call: Call, broke_off: Callable[[], None]) -> Reply:
         """Begin a call; raises what `EngineClient.begin` raises. `broke_off` is called if its answer breaks later."""
-        async with self._beginning(call.engine_name):
+        async with self.working(call.engine_name):
             begun = await self._client.begin(call)
         self._begin(call.engine_name)
         self.hear()
@@ -42,10 +42,25 @@ class Traffic:
 
     async def ask(self, path: str, body: Mapping[str, object], *, seconds: float, request_id: str) -> dict[str, Any]:
         """One request of Branchline's own; raises what `EngineClient.ask` raises."""
-        async with self._beginning(str(body["model"])):
+        async with self.working(str(body["model"])):
             answer = await self._client.ask(path, body, seconds=seconds, request_id=request_id)
         self.hear()
         return answer
+
+    @asynccontextmanager
+    async def working(self, engine_name: str) -> AsyncIterator[None]:
+        """Something that waits for this engine on behalf of `engine_name`; `end` gives it up."""
+        scope = asyncio.timeout(None)
+        self._begin(engine_name)
+        self._opening.add(scope)
+        try:
+            async with scope:
+                yield
+        except TimeoutError:
+            raise EngineUnavailable("the engine went down before it answered") from None
+        finally:
+            self._opening.discard(scope)
+            self._end(engine_name)
 
     def end(self, *, streams: bool) -> None:
         """Give up what has not begun, with `EngineUnavailable`; with `streams` also what has, with `EngineFailed`."""
@@ -59,20 +74,6 @@ class Traffic:
 
     def hear(self) -> None:
         self.heard_at = asyncio.get_running_loop().time()
-
-    @asynccontextmanager
-    async def _beginning(self, engine_name: str) -> AsyncIterator[None]:
-        scope = asyncio.timeout(None)
-        self._begin(engine_name)
-        self._opening.add(scope)
-        try:
-            async with scope:
-                yield
-        except TimeoutError:
-            raise EngineUnavailable("the engine went down before it answered") from None
-        finally:
-            self._opening.discard(scope)
-            self._end(engine_name)
 
     def _body_ended(self, engine_name: str, broke_off: Callable[[], None], broken: bool) -> None:
         self._end(engine_name)

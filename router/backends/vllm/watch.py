@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from ...errors import EngineFailed, EngineUnavailable, RouterError
 from .client import Address, EngineSilent
-from .identity import Identity, identify
+from .identity import Identity, identify, work_done
 from .replica import Replica
 
 HANGS = "it accepts requests and answers none"
@@ -84,7 +84,7 @@ class Watch:
         """One health check, and what follows from it."""
         if self._address.generation != self._generation:
             self._generation = self._address.generation
-            self._misses, self._hangs, self._looks = 0, False, 0
+            self._misses, self._hangs = 0, False
             self._replica.forget_all()
         if self._keeper is not None and self._keeper.state != "up":
             self._replica.went(self._keeper.state, self._keeper.problem)
@@ -97,7 +97,6 @@ class Watch:
         try:
             status, _ = await self._replica.client.get("/health", seconds=self._rhythm.health_seconds)
         except EngineUnavailable:
-            self._looks = 0
             self._replica.went("down", "it cannot be reached")
         except EngineFailed:
             self._missed(began)
@@ -108,32 +107,31 @@ class Watch:
         if status in (401, 403):
             self._replica.went("down", "it refuses Branchline's key")
         elif status == 503:
-            self._looks = 0
             self._replica.went("draining", "it answers 503 to /health")
         elif status != 200:
             self._replica.went("down", f"it answers {status} to /health")
-        elif self._looks % self._rhythm.identify_every == 0 or self._replica.identity is None:
-            await self._look_closely()
-        else:
+        elif self._replica.answers and self._looks % self._rhythm.identify_every:
             self._misses = 0
             self._looks += 1
+        else:
+            await self._look_closely()
 
     async def _look_closely(self) -> None:
         """Who is it? Only then does it get calls."""
-        began = asyncio.get_running_loop().time()
+        began, hung = asyncio.get_running_loop().time(), self._hangs
         try:
-            if self._hangs:
+            if hung:
                 await self._one_token()
             identity = await identify(self._replica.client, self._base_id, seconds=self._rhythm.health_seconds)
         except EngineSilent:
-            if self._hangs:
-                self._replica.went("down", HANGS)
-            else:
+            if not self._hangs:
                 self._missed(began)
             return
         except RouterError as error:
             self._replica.went("down", error.message)
             return
+        if (self._hangs and not hung) or self._address.generation != self._generation:
+            return  # this is not what was looked at
         problem = self._accept(identity)
         if problem is not None:
             self._replica.went("down", problem)
@@ -149,7 +147,6 @@ class Watch:
             return
         self._misses += 1
         if self._misses >= self._rhythm.misses:
-            self._looks = 0
             self._replica.went("down", "it does not answer health checks", end_streams=True)
 
     def _look_at_core(self) -> None:
@@ -161,22 +158,25 @@ class Watch:
             self._core_check = asyncio.create_task(self._check_core())
 
     async def _check_core(self) -> None:
-        traffic = self._replica.traffic
+        traffic, seconds = self._replica.traffic, self._rhythm.health_seconds
         began = asyncio.get_running_loop().time()
         try:
-            await self._one_token()
+            before = await work_done(self._replica.client, seconds=seconds)
+            try:
+                await self._one_token()
+            except EngineSilent:
+                after = await work_done(self._replica.client, seconds=seconds)
+                if after == before and traffic.heard_at < began:
+                    self._core_hangs()
+                    return
         except EngineUnavailable:
             return  # the next health check sees it too
-        except EngineSilent:
-            if traffic.heard_at < began:
-                self._core_hangs()
         except RouterError:
-            traffic.hear()
-        else:
-            traffic.hear()
+            pass  # it answered, whatever it said
+        traffic.hear()
 
     def _core_hangs(self) -> None:
-        self._hangs, self._looks = True, 0
+        self._hangs = True
         self._replica.went("down", HANGS, end_streams=True)
         if self._keeper is not None:
             self._keeper.restart("it hung")
