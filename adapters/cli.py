@@ -12,9 +12,9 @@ from .command import PATH, announce, find_version, open_home, read_bytes, wait_c
 from .errors import NotFound, StoreCorrupted
 from .evidence import parse_evidence
 from .home import Home, home_options
+from .manifests import manifest_to_json
 from .output import json_option, note, print_json, print_table
 from .publish import Provenance, attach_evidence, publish_folder
-from .store import manifest_to_json
 from .types import AdapterVersion
 
 

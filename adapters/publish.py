@@ -10,9 +10,10 @@ from .base import Base
 from .check import FILES, Limits, check_folder, file_problems, left_behind
 from .errors import Refused
 from .evidence import Evidence
+from .manifests import digest_of_files
 from .registry import Registry
 from .rows import sha256_file
-from .store import Store, digest_of_files
+from .store import Store
 from .types import AdapterVersion, Json, Manifest
 
 

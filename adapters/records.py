@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from sqlalchemy import Row
 
-from .store import parse_manifest
+from .manifests import parse_manifest
 from .types import AdapterVersion, ClassifierVersion, Event, GatewayRow, InForce, RouteName
 
 

@@ -9,9 +9,9 @@ from sqlalchemy import insert, select
 from . import schema
 from .errors import AlreadyExists, Conflict, Refused
 from .journal import Change, Journal, read_route, require_number, require_route
+from .manifests import manifest_to_json
 from .policy import merge_policy
 from .records import event_from_row, version_from_row
-from .store import manifest_to_json
 from .types import AdapterVersion, Event, EventKind, Manifest, RouteState, parse_route_name
 
 Decide = Callable[[RouteState], tuple[int | None, Mapping[str, object]]]

@@ -11,31 +11,21 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .check import FILES
 from .errors import BadInput, NotFound, StoreCorrupted
 from .evidence import Evidence, parse_evidence
 from .files import copy_file, make_folder, sync, write_atomically
+from .manifests import manifest_bytes, parse_manifest
 from .remote import MANIFEST_FILE, Remote
-from .rows import sha256_file, sha256_json
+from .rows import sha256_file
 from .types import AdapterVersion, Manifest, RouteName, parse_route_name
 
 _STAGING = ".staging"
 _ABANDONED_SECONDS = 24 * 3600.0
 _HEX = frozenset("0123456789abcdef")
-
-
-def weights_digest(folder: Path) -> str:
-    """The digest a version is filed under: sha256 over the digests of the two files an engine loads."""
-    return digest_of_files({name: sha256_file(folder / name) for name in FILES})
-
-
-def digest_of_files(files: Mapping[str, str]) -> str:
-    """sha256 (hex) of a mapping from file name to sha256."""
-    return sha256_json(dict(files))
 
 
 class Store:
@@ -65,7 +55,7 @@ class Store:
 
     def publish(self, route: RouteName, staged: Path, manifest: Manifest) -> Path:
         """Move a staged folder to its place; where one lies there already, what differs in it is mended."""
-        return self._place(self.folder(route, manifest.digest), staged, _manifest_json(manifest))
+        return self._place(self.folder(route, manifest.digest), staged, manifest_bytes(manifest))
 
     def folder(self, route: str, digest: str) -> Path:
         """Where a version's files lie, published or not."""
@@ -120,7 +110,7 @@ class Store:
 
     def verify_version(self, version: AdapterVersion) -> None:
         """`verify`, and that the stored manifest says of the bytes what the registry says."""
-        if _manifest_json(self.verify(version.route, version.digest)) != _manifest_json(version.manifest):
+        if manifest_bytes(self.verify(version.route, version.digest)) != manifest_bytes(version.manifest):
             raise StoreCorrupted(f"{version.ref}: the stored manifest differs from the registry's", hint=_MEND)
 
     def put_evidence(self, route: RouteName, evidence: Evidence) -> str:
@@ -238,31 +228,6 @@ def _remove_abandoned(staging: Path) -> None:
         with contextlib.suppress(OSError):  # another process may be removing it too
             if folder.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
                 shutil.rmtree(folder)
-
-
-def parse_manifest(value: Mapping[str, object]) -> Manifest:
-    """The inverse of `manifest_to_json`; raises `KeyError`, `TypeError` or `ValueError` for anything else."""
-    fields: dict[str, object] = dict(value)
-    for name in ("targets", "parents", "notes"):
-        found = fields.get(name, ())
-        if not isinstance(found, (list, tuple)):
-            raise TypeError(f"{name} is not a list")
-        fields[name] = tuple(str(one) for one in found)
-    manifest = Manifest(**fields)  # type: ignore[arg-type]  # checked right below
-    if not all(Path(name).name == name for name in manifest.files):
-        raise ValueError("files are not plain names")
-    if digest_of_files(manifest.files) != manifest.digest:
-        raise ValueError("file digests do not hash to the version's digest")
-    return manifest
-
-
-def manifest_to_json(manifest: Manifest) -> dict[str, object]:
-    """A manifest as plain JSON values."""
-    return {**asdict(manifest), "files": dict(manifest.files), "training": dict(manifest.training)}
-
-
-def _manifest_json(manifest: Manifest) -> bytes:
-    return json.dumps(manifest_to_json(manifest), sort_keys=True, indent=1).encode()
 
 
 def _file_fault(path: Path, expected: str) -> str | None:

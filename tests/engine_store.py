@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from adapters.base import Base, find_base
 from adapters.check import CONFIG_FILE, FILES, WEIGHTS_FILE
+from adapters.manifests import digest_of_files
 from adapters.remote import Remote
 from adapters.rows import sha256_file
-from adapters.store import Store, digest_of_files
+from adapters.store import Store
 from adapters.tensors import read_header
 from adapters.types import Manifest, RouteName
 from tests.adapter_folders import tensor_file

@@ -21,8 +21,8 @@ from sqlalchemy import select, update
 from adapters import main as main_module
 from adapters import schema
 from adapters.check import WEIGHTS_FILE
+from adapters.manifests import weights_digest
 from adapters.registry import Registry
-from adapters.store import weights_digest
 from adapters.types import GatewayRow, InForce
 from tests.adapter_folders import evaluation, make_adapter, make_base, make_evidence
 

@@ -19,12 +19,13 @@ from adapters.classifiers import promote_classifier, publish_classifier
 from adapters.errors import Conflict, GateRefused, InvalidName
 from adapters.evidence import Evaluation, Evidence, Item, Score
 from adapters.gate import Candidate, guardrail_problem, judge
+from adapters.manifests import weights_digest
 from adapters.policy import Policy, merge_policy, parse_assignments, policy_keys
 from adapters.promotion import promote
 from adapters.publish import publish_folder
 from adapters.registry import Registry
 from adapters.statistics import MIN_ITEMS, lower_bound, student_t_quantile, upper_bound
-from adapters.store import Store, weights_digest
+from adapters.store import Store
 from tests.adapter_folders import evaluation, make_adapter, make_base, make_evidence
 
 WEIGHTS, BASE = "a" * 64, "b" * 64

@@ -22,8 +22,9 @@ from adapters.classifiers import live_classifier, promote_classifier, publish_cl
 from adapters.errors import AlreadyExists, BranchlineError, Conflict, NotFound, Refused
 from adapters.examples import add_examples, examples_of, forget_examples, remove_examples
 from adapters.fold import fold_classifier, fold_routes, route_from_json, route_to_json
+from adapters.manifests import digest_of_files
 from adapters.registry import Registry
-from adapters.store import Store, digest_of_files
+from adapters.store import Store
 from adapters.types import Manifest, Stage
 from tests.adapter_folders import memory_folder
 

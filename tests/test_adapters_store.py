@@ -14,11 +14,12 @@ import pytest
 from adapters.base import Base
 from adapters.check import CONFIG_FILE, FILES, WEIGHTS_FILE
 from adapters.errors import BadAdapter, BadInput, BranchlineError, InvalidName, NotFound, Refused, StoreCorrupted
+from adapters.manifests import manifest_to_json, parse_manifest, weights_digest
 from adapters.promotion import promote
 from adapters.publish import Provenance, Published, attach_evidence, publish_folder
 from adapters.registry import Registry
 from adapters.remote import MANIFEST_FILE
-from adapters.store import Store, manifest_to_json, parse_manifest, weights_digest
+from adapters.store import Store
 from adapters.types import RouteName
 from tests.adapter_folders import evaluation, make_adapter, make_base, make_evidence
 

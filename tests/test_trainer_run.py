@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from adapters.base import Base, find_base
 from adapters.evidence import Evidence, parse_evidence
+from adapters.manifests import weights_digest
 from adapters.rows import prompt_digest, sha256_file
-from adapters.store import weights_digest
 from tests.trainer_base import Files, colour_rows, make_files, write_rows
 from trainer.assess import assess
 from trainer.config import AssessConfig, TrainConfig, read_config

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from adapters.evidence import Evidence, parse_evidence
-from adapters.store import weights_digest
+from adapters.manifests import weights_digest
 
 from .comparison import Comparison
 from .folder import RunFolder, write_text

@@ -11,9 +11,9 @@ from statistics import fmean
 
 from adapters.base import Base
 from adapters.evidence import Evaluation, Evidence
+from adapters.manifests import weights_digest
 from adapters.policy import GuardrailMode
 from adapters.statistics import lower_bound, upper_bound
-from adapters.store import weights_digest
 from adapters.types import Json
 
 from .comparison import Compared
