@@ -122,6 +122,8 @@ def test_an_answer_ends_once_with_its_outcome_however_it_ends() -> None:
         outcomes: list[Outcome] = []
         assert [piece async for piece in followed(pieces(USAGE, DONE), outcomes)] == [USAGE, DONE]
         assert [piece async for piece in followed(pieces(b"{}"), outcomes, stream=False)] == [b"{}"]
+        completed = response_event("completed", response={})
+        assert [piece async for piece in followed(pieces(completed), outcomes)] == [completed]
         with pytest.raises(EngineFailed, match="broke off"):
             assert [piece async for piece in followed(pieces(USAGE), outcomes)]
         with pytest.raises(EngineFailed, match="died"):
@@ -133,7 +135,7 @@ def test_an_answer_ends_once_with_its_outcome_however_it_ends() -> None:
         followed(pieces(DONE), outcomes)  # dropped before anybody read
         return outcomes
 
-    assert asyncio.run(scenario()) == ["ok", "ok", "failed", "failed", "cancelled", "cancelled"]
+    assert asyncio.run(scenario()) == ["ok", "ok", "ok", "failed", "failed", "cancelled", "cancelled"]
 
 
 def test_a_wait_that_is_cancelled_ends_the_answer_as_cancelled() -> None:
