@@ -27,7 +27,6 @@ from typing import NoReturn
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 SWEEP_SECONDS = 3.0
-TRACKER_SECONDS = 1.0
 TICK_SECONDS = 0.5
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -129,19 +128,16 @@ def _drain(wake: int) -> bytes:
 
 
 def _sweep(engine: int) -> None:
-    """End what the engine left behind, politely first. Its resource trackers, which free its shared memory, go last."""
-    _kill_group(engine, signal.SIGTERM)
+    """End what the engine left behind. Its resource trackers, which then free its shared memory, go by themselves."""
     deadline = time.monotonic() + SWEEP_SECONDS
-    while _group_lives(engine) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    deadline = time.monotonic() + TRACKER_SECONDS
     while children := _children():
         for child in children:
             if time.monotonic() >= deadline or not _is_tracker(child):
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
         time.sleep(0.02)
-    _kill_group(engine, signal.SIGKILL)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(engine, signal.SIGKILL)
 
 
 def _is_tracker(child: int) -> bool:
@@ -151,28 +147,11 @@ def _is_tracker(child: int) -> bool:
         return False
 
 
-def _group_lives(engine: int) -> bool:
-    _reap(os.WNOHANG)
-    return _kill_group(engine, 0)
-
-
-def _kill_group(engine: int, number: int) -> bool:
-    try:
-        os.killpg(engine, number)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
-
-
-def _reap(flags: int) -> None:
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, flags)[0]:
-            pass
-
-
 def _children() -> list[int]:
     """Processes that fell to this one as their reaper, those that left the engine's group too. Linux only."""
-    _reap(os.WNOHANG)
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
     me = os.getpid()
     try:
         return [int(word) for word in Path(f"/proc/{me}/task/{me}/children").read_text().split()]
