@@ -25,7 +25,7 @@ from adapters.store import Store
 from adapters.types import AdapterVersion
 from bench.adapter_folder import write_adapter
 from router.backends.vllm.backend import Engine, VllmBackend
-from router.backends.vllm.replica import Rhythm
+from router.backends.vllm.rhythm import Rhythm
 from router.errors import AdapterUnavailable, InvalidRequest, NotApplied
 from router.types import Call, Endpoint
 from tests.backend_contract import close, document, frames, idle, streamed_text

@@ -178,6 +178,9 @@ def test_an_engine_that_fails_again_and_again_is_left_alone_until_a_trial_succee
         for _ in range(12):
             await running.backend.open(chat())
         assert len(bad.calls) == before + 3
+        assert [status.problem for status in running.backend.engines if status.problem] == [
+            "its last calls failed: others are asked first"
+        ]
 
     check(scenario, *two(), breaker_seconds=600.0)
 
@@ -253,6 +256,15 @@ def test_a_version_that_no_engine_can_load_is_unavailable() -> None:
         assert not running.backend.is_resident(SQL.engine_name)
 
     check(scenario, *two())
+
+
+def test_a_rank_that_the_engine_does_not_take_is_named() -> None:
+    async def scenario(running: Running) -> None:
+        with pytest.raises(AdapterUnavailable, match=r"has rank 4, .* takes at most 2"):
+            await running.load(SQL)
+        assert not running.first.seen
+
+    check(scenario, ProgrammableEngine(max_lora_rank=2))
 
 
 def test_an_engine_that_restarts_catches_up_before_it_takes_calls_for_a_version() -> None:

@@ -12,7 +12,7 @@ from adapters.probes import Probes
 from adapters.types import AdapterVersion, Manifest, RouteName
 from router.backends.vllm.backend import VllmBackend
 from router.backends.vllm.engines import external_backend
-from router.backends.vllm.replica import Rhythm
+from router.backends.vllm.rhythm import Rhythm
 from router.types import Call, EngineStatus
 from tests.programmable_engine import BASE_ID, DEADLINE, FINGERPRINT, ProgrammableEngine, engines
 

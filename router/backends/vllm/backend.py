@@ -17,7 +17,8 @@ from ...types import Call, EngineStatus, Reply
 from .client import Address, EngineClient
 from .identity import Identity
 from .pool import Pool
-from .replica import Held, Replica, Rhythm
+from .replica import Held, Replica
+from .rhythm import Rhythm
 from .watch import Keeper, Watch
 
 log = logging.getLogger("branchline.vllm")

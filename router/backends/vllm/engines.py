@@ -9,7 +9,7 @@ from ...errors import ConfigInvalid
 from .backend import Engine, VllmBackend
 from .client import FixedAddress
 from .process import ManagedEngine
-from .replica import Rhythm
+from .rhythm import Rhythm
 
 MANAGED = "vllm"
 

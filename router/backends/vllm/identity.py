@@ -30,6 +30,7 @@ class Identity:
     base_fingerprint: str | None = None
     max_loras: int | None = None
     max_cpu_loras: int | None = None
+    max_lora_rank: int | None = None
 
 
 async def identify(client: EngineClient, base_id: str, *, seconds: float) -> Identity:
@@ -47,6 +48,7 @@ async def identify(client: EngineClient, base_id: str, *, seconds: float) -> Ide
         base_fingerprint=_text(facts, "base_fingerprint"),
         max_loras=_count(facts, "max_loras"),
         max_cpu_loras=_count(facts, "max_cpu_loras"),
+        max_lora_rank=_count(facts, "max_lora_rank"),
     )
 
 

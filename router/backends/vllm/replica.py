@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import secrets
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,29 +23,10 @@ from .client import EngineClient
 from .identity import Identity
 from .proof import prove
 from .residents import Residents
+from .rhythm import Rhythm
 from .traffic import Traffic
 
 log = logging.getLogger("branchline.vllm")
-
-
-@dataclass(frozen=True, slots=True)
-class Rhythm:
-    """All times, in seconds, and how often: a health check each `look_seconds` waits `health_seconds`; after `misses`
-    unanswered ones the engine is down. Its identity is asked with every `identify_every`th. Where calls wait and
-    nothing came back for `stall_seconds`, one token has to come within `core_seconds`. One request of a load may take
-    `load_seconds`; what could not be loaded is tried again after `retry_seconds`.
-    """
-
-    look_seconds: float = 1.0
-    health_seconds: float = 5.0
-    misses: int = 3
-    identify_every: int = 10
-    stall_seconds: float = 30.0
-    core_seconds: float = 30.0
-    load_seconds: float = 120.0
-    retry_seconds: float = 10.0
-    connect_seconds: float = 5.0
-    breaker_seconds: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +91,7 @@ class Replica:
             outstanding=self.traffic.outstanding,
             resident=len(self._residents),
             restarts=max(0, self.starts - 1),
-            problem=self._problem,
+            problem=self._problem or (None if self.is_trusted() else "its last calls failed: others are asked first"),
             base_fingerprint=self.identity.base_fingerprint if self.identity else None,
         )
 
@@ -132,7 +114,7 @@ class Replica:
 
     def is_trusted(self) -> bool:
         """Whether it has not failed again and again just now."""
-        return self._breaker.allows(asyncio.get_running_loop().time())
+        return self._breaker.allows(time.monotonic())
 
     async def open(self, call: Call) -> Reply:
         """Begin a call here; raises what `EngineClient.begin` raises."""
@@ -165,6 +147,7 @@ class Replica:
         async with self._loading[held.name]:
             if self.has(held.name):
                 return
+            self._require_rank(held.version)
             residents = self._residents
             if self.is_plain:
                 await self._register(held.version)
@@ -216,6 +199,14 @@ class Replica:
         self.identity = None
         await self.client.close()
 
+    def _require_rank(self, version: AdapterVersion) -> None:
+        most = self.identity.max_lora_rank if self.identity else None
+        if most is not None and version.manifest.rank > most:
+            raise AdapterUnavailable(
+                f"{version.engine_name} has rank {version.manifest.rank}, {self.name} takes at most {most}",
+                hint="start that engine with a larger max_lora_rank",
+            )
+
     async def _bring_in(self, held: Held, residents: Residents) -> None:
         if residents.is_proved(held.name):
             await self._ask("/v1/completions", {"model": held.name, "prompt": "Hello", "max_tokens": 1})
@@ -246,7 +237,7 @@ class Replica:
         return await self.traffic.ask(path, body, seconds=self.rhythm.load_seconds, request_id=request_id)
 
     def _failed(self) -> None:
-        self._breaker.fail(asyncio.get_running_loop().time())
+        self._breaker.fail(time.monotonic())
 
     def _become(self, state: EngineState, problem: str | None) -> None:
         if (state, problem) != (self._state, self._problem):
