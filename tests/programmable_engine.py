@@ -43,7 +43,8 @@ class ProgrammableEngine:
         self.plugin = plugin
         self.key = key
         self.facts = {"base_fingerprint": FINGERPRINT, "max_loras": 2, "max_cpu_loras": 4, **facts}
-        self.models = [BASE_ID]
+        self.models: list[str] | None = [BASE_ID]  # `None`: garbage
+        self.takes_adapters = not plugin
         self.health: int | None = 200  # `None`: no answer
         self.core_hangs = False
         self.works = False  # counts a token whenever somebody looks
@@ -136,6 +137,8 @@ class ProgrammableEngine:
     async def _models(self, request: web.Request) -> web.Response:
         if not self._has_key(request):
             return _refusal(401, "Invalid or missing API key")
+        if self.models is None:
+            return web.Response(text="<html>")
         cards = [{"id": name, "parent": None} for name in self.models]
         return web.json_response({"data": [*cards, *({"id": name, "parent": BASE_ID} for name in self.loaded)]})
 
@@ -149,7 +152,7 @@ class ProgrammableEngine:
     async def _load(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.seen.append(Seen(request.path, request.headers, body))
-        if self.plugin:
+        if not self.takes_adapters:
             return _refusal(404, "Not Found")
         if body["lora_name"] in self.loaded:
             return _refusal(400, f"The lora adapter '{body['lora_name']}' has already been loaded.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +85,34 @@ def test_stop_ends_calls_that_wait_and_calls_that_stream() -> None:
         await idle(running.backend)
 
     check(scenario)
+
+
+def test_a_reader_that_waits_for_the_next_piece_hears_of_the_stop() -> None:
+    async def scenario(running: Running) -> None:
+        running.first.order(stream(frames(BASE_ID)[0], asyncio.Event()))
+        reply = await running.backend.open(chat(stream=True))
+        await anext(reply.body)
+        reading = asyncio.ensure_future(anext(reply.body))
+        await asyncio.sleep(0)
+        await running.backend.stop()
+        with pytest.raises(EngineFailed, match="went down while it answered"):
+            await reading
+        with pytest.raises(EngineFailed):
+            await anext(reply.body)
+
+    check(scenario)
+
+
+def test_an_engine_without_the_plugin_needs_to_be_told_where_it_sees_the_store() -> None:
+    async def run() -> None:
+        async with engines(ProgrammableEngine(plugin=False)) as (engine,):
+            backend = external_backend([engine.url], "k", base_id=BASE_ID, rhythm=CALM)
+            await backend.start()
+            with pytest.raises(AdapterUnavailable, match="nobody said where it sees the store"):
+                await backend.load(version(1), Path("unused"))
+            await backend.stop()
+
+    asyncio.run(run())
 
 
 def test_stop_ends_loads() -> None:

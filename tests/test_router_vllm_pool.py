@@ -311,6 +311,27 @@ def test_an_engine_without_the_plugin_is_told_where_versions_lie() -> None:
     check(scenario, ProgrammableEngine(plugin=False))
 
 
+def test_an_engine_without_the_plugin_that_takes_no_adapters_says_what_to_set() -> None:
+    closed = ProgrammableEngine(plugin=False)
+    closed.takes_adapters = False
+
+    async def scenario(running: Running) -> None:
+        with pytest.raises(AdapterUnavailable, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
+            await running.load(SQL)
+
+    check(scenario, closed)
+
+
+def test_what_an_engine_says_of_a_folder_it_cannot_load_bears_no_path() -> None:
+    async def scenario(running: Running) -> None:
+        running.first.broken.add(SQL.engine_name)
+        with pytest.raises(AdapterUnavailable, match="No adapter found for <path>") as refused:
+            await running.load(SQL)
+        assert STORE not in refused.value.message
+
+    check(scenario, ProgrammableEngine(plugin=False))
+
+
 def test_a_name_that_an_engine_without_the_plugin_forgot_is_loaded_again_for_the_call() -> None:
     async def scenario(running: Running) -> None:
         await running.load(SQL)

@@ -84,7 +84,7 @@ def test_an_engine_that_sends_tokens_is_not_down_however_slow_its_health() -> No
         reader.cancel()
         await asyncio.gather(reader, return_exceptions=True)
 
-    check(scenario, health_seconds=0.1, misses=2)
+    check(scenario, health_seconds=0.1, misses=3)
 
 
 def test_an_engine_that_refuses_connections_is_down_at_once() -> None:
@@ -179,7 +179,9 @@ def test_an_engine_that_is_only_slow_stays_up() -> None:
     ("wrong", "problem"),
     [
         ({"models": ["other", "another"]}, "serves other, another, expected base"),
+        ({"models": None}, "answers 200 to /v1/models, expected a list of models"),
         ({"key": "another"}, "refuses Branchline's key"),
+        ({"health": 401}, "refuses Branchline's key"),
         ({"facts": {"base_fingerprint": "0" * 64}}, "fingerprint 0000000000000000, expected ffffffffffffffff"),
         ({"health": 404}, "it answers 404 to /health"),
     ],

@@ -144,6 +144,7 @@ class Watch:
     def _missed(self, began: float) -> None:
         """No answer to a health check; an engine that sends tokens meanwhile is only busy."""
         if self._replica.traffic.heard_at >= began and self._replica.traffic.outstanding:
+            self._misses = 0
             return
         self._misses += 1
         if self._misses >= self._rhythm.misses:
