@@ -31,6 +31,7 @@ def refused(message: str, *, param: str | None = None, status: int = 400) -> Inv
         ({"error": {"message": 5}}, ""),
         (["m"], ""),
         ("m", ""),
+        ({"error": {"message": "m", "code": "not_a_number"}}, "m"),
     ],
 )
 def test_every_shape_of_an_error_is_read(body: object, message: str) -> None:

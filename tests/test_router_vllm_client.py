@@ -124,7 +124,9 @@ def test_every_start_of_a_stream_that_vllm_sends_is_taken(start: bytes) -> None:
     check(scenario)
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[1]", b'{"a":', b"null", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[1]", b'{"a":', b"null", b"\xff\xfe", b"[" * 10**6], ids=lambda body: repr(body[:8])
+)
 def test_what_is_no_json_object_is_the_engines_failure(body: bytes) -> None:
     assert type(failure(answer(body), call())) is EngineFailed
 

@@ -47,7 +47,7 @@ class Said:
         """Never fails: of what is no error object, nothing is kept."""
         try:
             document = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return cls()
         inner = document.get("error", document) if isinstance(document, dict) else None
         if isinstance(inner, str):
@@ -82,7 +82,7 @@ def first_event_error(event: bytes, *, engine_name: str, base_id: str) -> Router
     data = event.partition(b"data: ")[2]
     try:
         status = int(json.loads(data)["error"]["code"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         status = 500
     return error_from(status, data, engine_name=engine_name, base_id=base_id)
 

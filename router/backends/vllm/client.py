@@ -236,7 +236,7 @@ def _lone_surrogate(value: object, path: str = "") -> str | None:
 def _document(body: bytes) -> dict[str, Any]:
     try:
         document = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
         raise EngineFailed("the engine answered garbage instead of a JSON object")

@@ -83,7 +83,7 @@ async def _start_time(client: EngineClient, *, seconds: float) -> str | None:
 def _object(body: bytes) -> dict[str, Any]:
     try:
         document = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 
