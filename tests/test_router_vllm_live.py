@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import Coroutine, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +28,8 @@ from adapters.types import AdapterVersion
 from bench.adapter_folder import write_adapter
 from router.backends.vllm.backend import Engine, VllmBackend
 from router.backends.vllm.rhythm import Rhythm
-from router.errors import AdapterUnavailable, InvalidRequest, NotApplied
+from router.backends.vllm.watch import HANGS
+from router.errors import AdapterUnavailable, EngineFailed, EngineUnavailable, InvalidRequest, NotApplied
 from router.types import Call, Endpoint
 from tests.backend_contract import close, document, frames, idle, streamed_text
 from tests.vllm_engine import BASE_ID, POCKET_BASE, VllmEngine, needs_vllm, vllm_engine
@@ -237,6 +240,56 @@ def test_a_version_the_engine_cannot_find_is_unavailable(served: Served, tmp_pat
     assert not isinstance(refused.value, NotApplied)
     assert str(served.home.store) not in refused.value.message
     assert served.document(chat())["choices"]
+
+
+def test_a_core_that_stands_still_is_found_while_the_engine_says_it_is_healthy(served: Served) -> None:
+    async def scenario() -> None:
+        rhythm = Rhythm(look_seconds=0.1, stall_seconds=1.0, core_seconds=3.0)
+        backend = VllmBackend(BASE_ID, [Engine("one", served.place)], rhythm=rhythm)
+        await backend.start()
+        try:
+            endless = Call("chat/completions", BASE_ID, chat(max_tokens=900, ignore_eos=True, stream=True), True, "r-2")
+            reply = await backend.open(endless)
+            await anext(reply.body)
+            with stopped_core(served.engine):
+                assert await asyncio.to_thread(served.engine.get, "/health") == (200, "")
+                waiting = asyncio.create_task(backend.open(endless))
+                with pytest.raises(EngineFailed):
+                    async for _ in reply.body:
+                        pass
+                with pytest.raises(EngineUnavailable):
+                    await waiting
+                assert backend.engines[0].problem == HANGS
+            while not await backend.ready():
+                await backend.until_changed()
+            await close(await backend.open(endless))
+        finally:
+            await backend.stop()
+
+    served.run(scenario())
+
+
+@contextmanager
+def stopped_core(engine: VllmEngine) -> Iterator[None]:
+    """All of the engine's processes but its API server stand still."""
+    others = [pid for pid in group_of(engine.process.pid) if pid != engine.process.pid]
+    assert others
+    for pid in others:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in others:
+            os.kill(pid, signal.SIGCONT)
+
+
+def group_of(leader: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(ProcessLookupError):
+            if os.getpgid(int(entry.name)) == leader:
+                found.append(int(entry.name))
+    return found
 
 
 def test_an_engine_that_starts_again_holds_its_versions_again(served: Served) -> None:
