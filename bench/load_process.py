@@ -22,7 +22,7 @@ import aiohttp
 from .load import Answered, Ask, Leg, Ran
 from .processes import cpu_seconds, family
 
-PAUSE_SECONDS = 0.1  # a client that was refused does not ask again at once
+PAUSE_SECONDS = 0.1  # a client that failed does not ask again at once; where it is told when, it waits as long
 _MODEL = re.compile(rb'"model": ?"([^"]*)"')
 _TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
 
@@ -71,7 +71,7 @@ async def _client(session: aiohttp.ClientSession, leg: Leg, asks: Iterator[tuple
     for number, ask in asks:
         answers.append(await _ask(session, leg, number, ask))
         if answers[-1].problem is not None:
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(float(answers[-1].retry_after or PAUSE_SECONDS))
     return answers
 
 

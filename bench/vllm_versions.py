@@ -3,13 +3,16 @@
     python -m bench.vllm_versions [--versions 1000] [--seconds 45]
 
 Every route has one live version, a random rank-4 adapter. A vLLM that Branchline starts holds 64 of them. The first
-arm has the default policy (the base answers where a version is not there), the second `cold_wait_ms` 5000.
+arm has the default policy (the base answers where a version is not there), the second `cold_wait_ms` 5000. Load times are
+those of the gateway's own histogram. A version is proved on its first load, so later loads of it are shorter.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import math
 import random
 import tempfile
 import time
@@ -17,6 +20,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
 
 from adapters.home import Home
 from adapters.registry import Registry
@@ -36,8 +41,9 @@ CLIENTS = 8
 TOKENS = 8
 EXPONENT = 1.0
 REQUESTS = 20_000
-WAITED_SECONDS = 0.02  # the gateway's own part is far below; what took longer waited for a load
 FOLLOW_SECONDS = 3.0
+SETTLE_SECONDS = 90.0
+LOADS = "branchline_adapter_load_seconds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,45 @@ class Memory:
     @classmethod
     def of(cls, served: Gateway) -> Memory:
         return cls(memory_mb(served.pid), sum(memory_mb(pid) for pid in family(served.pid)[1:]))
+
+
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """The gateway's histogram of loads: how many took at most so many seconds, and all their seconds together."""
+
+    at_most: dict[float, float]
+    seconds: float
+
+    @classmethod
+    async def of(cls, served: Gateway) -> Loads:
+        lines = (await _get(served, "/metrics")).splitlines()
+        buckets = [line for line in lines if line.startswith(f"{LOADS}_bucket")]
+        counted = {float(line.split('le="')[1].split('"')[0]): float(line.split()[-1]) for line in buckets}
+        total = sum(float(line.split()[-1]) for line in lines if line.startswith(f"{LOADS}_sum"))
+        return cls(counted, total)
+
+    def since(self, before: Loads) -> Loads:
+        counted = {bound: count - before.at_most.get(bound, 0.0) for bound, count in self.at_most.items()}
+        return Loads(counted, self.seconds - before.seconds)
+
+    @property
+    def count(self) -> float:
+        return max(self.at_most.values(), default=0.0)
+
+    def bound(self, share: float) -> float | None:
+        """The smallest bucket's bound that at least `share` of the loads did not exceed, in seconds."""
+        finite = {bound: count for bound, count in self.at_most.items() if self.count and math.isfinite(bound)}
+        return min((bound for bound, count in finite.items() if count >= share * self.count), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One policy's run, the loads in it, and the memory after it."""
+
+    cold_wait_ms: int
+    ran: Ran
+    loads: Loads
+    memory: Memory
 
 
 def main() -> None:
@@ -79,23 +124,45 @@ async def measure(home: Home, python: Path, versions: int, seconds: float) -> tu
     began = time.perf_counter()
     async with gateway(home, "vllm", str(BASE), *flags, variables=variables) as served:
         started = time.perf_counter() - began
+        settled = await _settle(served)
         target = Target("gateway", served.url)
-        await run_load([target.leg(zipf_asks(names, 100, seed=1), concurrency=CLIENTS)])
-        memories = [Memory.of(served)]
-        arms = []
-        for cold_wait_ms in (0, COLD_WAIT_MS):
-            set_cold_wait(home, names, cold_wait_ms)
-            await asyncio.sleep(FOLLOW_SECONDS)
-            asks = zipf_asks(names, REQUESTS, seed=2 + cold_wait_ms)
-            arms.append((await run_load([target.leg(asks, concurrency=CLIENTS, seconds=seconds)]))[0])
-            memories.append(Memory.of(served))
+        await run_load([target.leg([Ask(names[0], text, TOKENS) for text in distinct_prompts(16, 1)], concurrency=8)])
+        first = Memory.of(served)
+        arms = [await run_arm(home, served, names, wait, seconds) for wait in (0, COLD_WAIT_MS)]
     rows = [
         Row("publish and promote, per version", published / versions * 1000, "ms"),
         Row("start of the gateway until it serves", started, "s", "the managed engine's start included"),
-        *[row for wait, ran in zip((0, COLD_WAIT_MS), arms, strict=True) for row in rows_of(wait, ran)],
-        *rows_of_memory(memories),
+        Row(f"after that until {HELD} versions are loaded and proved", settled, "s", "without traffic"),
+        *[row for arm in arms for row in rows_of(arm)],
+        *rows_of_memory([first, *[arm.memory for arm in arms]]),
     ]
-    return rows, sum(one.problem is not None for ran in arms for one in ran.answers)
+    return rows, sum(one.problem is not None for arm in arms for one in arm.ran.answers)
+
+
+async def run_arm(home: Home, served: Gateway, names: Sequence[str], cold_wait_ms: int, seconds: float) -> Arm:
+    """Set the policy of every route, then send traffic."""
+    set_cold_wait(home, names, cold_wait_ms)
+    await asyncio.sleep(FOLLOW_SECONDS)
+    asks = zipf_asks(names, REQUESTS, seed=2 + cold_wait_ms)
+    before = await Loads.of(served)
+    leg = Target("gateway", served.url).leg(asks, concurrency=CLIENTS, seconds=seconds)
+    ran = (await run_load([leg]))[0]
+    return Arm(cold_wait_ms, ran, (await Loads.of(served)).since(before), Memory.of(served))
+
+
+async def _settle(served: Gateway) -> float:
+    """Until nothing is being brought in any more; the seconds that took."""
+    began = time.perf_counter()
+    while time.perf_counter() - began < SETTLE_SECONDS:
+        if not json.loads(await _get(served, "/ready"))["warming"]:
+            break
+        await asyncio.sleep(0.5)
+    return time.perf_counter() - began
+
+
+async def _get(served: Gateway, path: str) -> str:
+    async with httpx.AsyncClient(base_url=served.url, timeout=30) as client:
+        return (await client.get(path)).text
 
 
 def zipf_asks(names: Sequence[str], count: int, seed: int) -> list[Ask]:
@@ -116,27 +183,30 @@ def set_cold_wait(home: Home, names: Sequence[str], milliseconds: int) -> None:
         registry.close()
 
 
-def rows_of(cold_wait_ms: int, ran: Ran) -> list[Row]:
+def rows_of(arm: Arm) -> list[Row]:
     """What one policy gave."""
+    ran, loads, what = arm.ran, arm.loads, f"cold_wait_ms {arm.cold_wait_ms}"
     failed = Counter(one.problem for one in ran.answers if one.problem is not None)
     from_base = [one for one in ran.good if one.reason == "adapter_unavailable"]
     versions = [one for one in ran.good if "@" in one.model]
-    cold = [one for one in versions if one.overhead > WAITED_SECONDS]
-    warm = [one for one in versions if one.overhead <= WAITED_SECONDS]
-    what = f"cold_wait_ms {cold_wait_ms}"
     asked = f"{len(ran.answers)} requests, {len({_route(one) for one in versions})} versions answered"
     kinds = ", ".join(f"{count} x {kind}" for kind, count in failed.items())
-    waits = [one.overhead for one in cold]
+    mean = loads.seconds / loads.count if loads.count else None
+    shares = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
+    bounds = [(name, loads.bound(share)) for name, share in shares]
     return [
-        Row(f"{what}: failed requests", float(sum(failed.values())), "requests", kinds or f"target 0; {asked}"),
+        Row(f"{what}: failed requests", float(sum(failed.values())), "requests", f"target 0; {asked} {kinds}".strip()),
         Row(f"{what}: answered by the base, `adapter_unavailable`", _share(from_base, ran), "%"),
-        Row(f"{what}: answered by the version after a load", _share(cold, ran), "%"),
+        Row(f"{what}: a load, mean", None if mean is None else mean * 1000, "ms", f"{loads.count:g} loads"),
         *[
-            row_of_times(f"{what}: wait for the load, {name}", waits, share, f"{len(waits)} loads waited for")
-            for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
+            Row(f"{what}: a load, {name}, at most", None if bound is None else bound * 1000, "ms", "histogram bucket")
+            for name, bound in bounds
         ],
-        row_of_times(f"{what}: whole answer where the version was there, p50", [one.seconds for one in warm], 0.5),
-        row_of_times(f"{what}: whole answer where the version was there, p99", [one.seconds for one in warm], 0.99),
+        *[
+            row_of_times(f"{what}: whole answer of a version, {name}", [one.seconds for one in versions], share)
+            for name, share in shares
+        ],
+        row_of_times(f"{what}: whole answer of the base, p50", [one.seconds for one in from_base], 0.5),
         Row(f"{what}: throughput", len(ran.answers) / ran.seconds, "requests/s", f"{CLIENTS} closed-loop clients"),
     ]
 
