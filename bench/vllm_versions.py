@@ -3,8 +3,8 @@
     python -m bench.vllm_versions [--versions 1000] [--seconds 45]
 
 Every route has one live version, a random rank-4 adapter. A vLLM that Branchline starts holds 64 of them. The first
-arm has the default policy (the base answers where a version is not there), the second `cold_wait_ms` 5000. Load times are
-those of the gateway's own histogram. A version is proved on its first load, so later loads of it are shorter.
+arm has the default policy (the base answers where a version is not there), the second `cold_wait_ms` 5000. The times of
+loads are from the gateway's own histogram. A version is proved on its first load; later loads of it are shorter.
 """
 
 from __future__ import annotations
