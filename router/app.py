@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import TypeVar
@@ -99,9 +100,7 @@ def _add_pages(app: FastAPI, parts: Parts) -> None:
             "ready": is_ready,
             "warming": parts.catalog.warming,
             "problems": {"routes": parts.catalog.problems, "classifier": parts.catalog.classifier_problem},
-            "engines": [
-                {"name": one.name, "state": one.state, "problem": one.problem} for one in parts.backend.engines
-            ],
+            "engines": Counter(engine.state for engine in parts.backend.engines),  # open to all: no addresses
             "registry_stale_seconds": round(parts.catalog.stale_seconds, 1),
         }
         return JSONResponse(document, 200 if is_ready else 503)

@@ -99,7 +99,8 @@ async def run_gateway(
 ) -> None:
     """Engine up, catalog following, then HTTP until SIGINT or SIGTERM; running answers get `GRACE_SECONDS`."""
     telemetry = Telemetry(settings.decision_log)
-    catalog = Catalog(registry, settings.home.open_store(), engine, _load, gateway_id())
+    store = settings.home.open_store()
+    catalog = Catalog(registry, store, engine, _load, gateway_id(), on_load=telemetry.loaded)
     dispatcher = Dispatcher(catalog, engine, telemetry, allow_unreleased=settings.allow_unreleased)
     app = create_app(Parts(catalog, engine, dispatcher, gatekeeper, telemetry, settings.max_body_bytes))
     server = _Server(
@@ -109,6 +110,7 @@ async def run_gateway(
             log_level="warning",
             access_log=False,
             server_header=False,
+            lifespan="off",
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
     )

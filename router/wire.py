@@ -23,6 +23,8 @@ REFUSED_FIELDS = (
     "mm_processor_kwargs",
     "media_io_kwargs",
     "prompt_embeds",  # serialised tensors that the engine unpacks in its own process
+    "logprob_token_ids",  # takes the place of everybody's top log-probabilities in the same batch
+    "prompt_logprob_token_ids",
     "chat_template",  # a program, run on the engine's event loop
 )
 _STATEFUL_FIELDS = ("previous_response_id", "conversation", "background", "store")

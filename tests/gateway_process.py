@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BRANCHLINE = str(Path(sys.executable).with_name("branchline"))
-START_SECONDS = 120.0
+START_SECONDS = 240.0
 STOP_SECONDS = 60.0
 _SERVING = re.compile(r"serving on (http://\S+)/v1")
 
@@ -64,11 +64,15 @@ class GatewayProcess:
         started._reader.start()
         return started
 
-    def wait_for(self, pattern: str | re.Pattern[str], seconds: float = START_SECONDS) -> re.Match[str]:
-        """The first match of `pattern` in a line; fails where the process ends, or the time, before it comes."""
+    def wait_for(
+        self, pattern: str | re.Pattern[str], seconds: float = START_SECONDS, *, after: int = 0
+    ) -> re.Match[str]:
+        """The first match of `pattern` in a line, `after` lines not looked at; fails where the process ends, or the
+        time, before it comes.
+        """
 
         def found() -> re.Match[str] | None:
-            return next((match for line in self.lines if (match := re.search(pattern, line))), None)
+            return next((match for line in self.lines[after:] if (match := re.search(pattern, line))), None)
 
         with self._changed:
             self._changed.wait_for(lambda: found() is not None or self._reader is None, seconds)

@@ -223,7 +223,7 @@ def test_a_disabled_route_leaves_the_list_and_answers_with_the_base_or_an_error_
 
 def test_health_and_ready_say_how_it_stands(client: httpx.Client, served: Served) -> None:
     assert client.get("/health").json() == {"status": "ok"}
-    engines = [{"name": "echo", "state": "up", "problem": None}]
+    engines = {"up": 1}
     expected = {"ready": True, "warming": [], "problems": {"routes": {}, "classifier": None}, "engines": engines}
     assert client.get("/ready").json() == {**expected, "registry_stale_seconds": 0.0}
     served.engine.script.faults["sql@2"] = "too large for this engine"
