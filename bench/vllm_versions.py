@@ -1,9 +1,9 @@
 """A thousand versions behind one gateway, more than the engine holds, under Zipf-distributed traffic.
 
-    python -m bench.vllm_versions [--versions 1000] [--seconds 45]
+    python -m bench.vllm_versions [--versions 1000] [--seconds 90]
 
-Every route has one live version, a random rank-4 adapter. A vLLM that Branchline starts holds 64 of them. The first
-arm has the default policy (the base answers where a version is not there), the second `cold_wait_ms` 5000. The times of
+Every route has one live version, a random rank-4 adapter. A vLLM that Branchline starts holds 64 of them. Every other
+route has the default policy (the base answers where a version is not there), the rest `cold_wait_ms` 5000. The times of
 loads are from the gateway's own histogram. A version is proved on its first load; later loads of it are shorter.
 """
 
@@ -41,9 +41,9 @@ CLIENTS = 8
 TOKENS = 8
 EXPONENT = 1.0
 REQUESTS = 20_000
-FOLLOW_SECONDS = 3.0
-SETTLE_SECONDS = 90.0
+SETTLE_SECONDS = 60.0
 LOADS = "branchline_adapter_load_seconds"
+SHARES = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,31 +77,25 @@ class Loads:
         counted = {bound: count - before.at_most.get(bound, 0.0) for bound, count in self.at_most.items()}
         return Loads(counted, self.seconds - before.seconds)
 
-    @property
-    def count(self) -> float:
-        return max(self.at_most.values(), default=0.0)
+    def rows(self) -> list[Row]:
+        count = max(self.at_most.values(), default=0.0)
+        mean = 1000 * self.seconds / count if count else None
+        return [
+            Row("a load, mean", mean, "ms", f"{count:g} loads under traffic, with their proof where it was the first"),
+            *[Row(f"a load, {name}, at most", self._bound(share, count), "ms", "bucket") for name, share in SHARES],
+        ]
 
-    def bound(self, share: float) -> float | None:
-        """The smallest bucket's bound that at least `share` of the loads did not exceed, in seconds."""
-        finite = {bound: count for bound, count in self.at_most.items() if self.count and math.isfinite(bound)}
-        return min((bound for bound, count in finite.items() if count >= share * self.count), default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One policy's run, the loads in it, and the memory after it."""
-
-    cold_wait_ms: int
-    ran: Ran
-    loads: Loads
-    memory: Memory
+    def _bound(self, share: float, count: float) -> float | None:
+        """The smallest bucket's bound that at least `share` of the loads did not exceed, in milliseconds."""
+        reached = [bound for bound, found in self.at_most.items() if count and found >= share * count]
+        return min((1000 * bound for bound in reached if math.isfinite(bound)), default=None)
 
 
 def main() -> None:
-    """Run both arms and write the results; ends with an error where a request failed."""
+    """Run the traffic and write the results; ends with an error where a request failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--versions", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=45.0, help="of each arm")
+    parser.add_argument("--seconds", type=float, default=90.0, help="of traffic")
     arguments = parser.parse_args()
     python = require_vllm()
     with tempfile.TemporaryDirectory() as folder:
@@ -114,40 +108,62 @@ def main() -> None:
 
 
 async def measure(home: Home, python: Path, versions: int, seconds: float) -> tuple[list[Row], int]:
-    """Both arms on one gateway; the rows, and how many requests failed."""
+    """The rows, and how many requests failed."""
     names = [f"task-{number:04}" for number in range(versions)]
+    ranked = random.Random(0).sample(names, len(names))
     began = time.perf_counter()
     publish_routes(home, names)
     published = time.perf_counter() - began
+    set_cold_wait(home, ranked[1::2])
     variables = {**MANAGED_VARIABLES, "BRANCHLINE_VLLM_PYTHON": str(python)}
     flags = (*SHAPE, "--max-loras", "4", "--max-cpu-loras", str(HELD))
     began = time.perf_counter()
     async with gateway(home, "vllm", str(BASE), *flags, variables=variables) as served:
         started = time.perf_counter() - began
         settled = await _settle(served)
+        warm = in_force(home)
         target = Target("gateway", served.url)
-        await run_load([target.leg([Ask(names[0], text, TOKENS) for text in distinct_prompts(16, 1)], concurrency=8)])
-        first = Memory.of(served)
-        arms = [await run_arm(home, served, names, wait, seconds) for wait in (0, COLD_WAIT_MS)]
+        await run_load([target.leg([Ask(names[-1], text, TOKENS) for text in distinct_prompts(16, 1)], concurrency=8)])
+        memories, loads = [Memory.of(served)], await Loads.of(served)
+        leg = target.leg(zipf_asks(ranked, REQUESTS, seed=2), concurrency=CLIENTS, seconds=seconds)
+        ran = (await run_load([leg]))[0]
+        loads = (await Loads.of(served)).since(loads)
+        memories.append(Memory.of(served))
+    asked = [leg.asks[one.ask].model for one in ran.answers]
     rows = [
         Row("publish and promote, per version", published / versions * 1000, "ms"),
         Row("start of the gateway until it serves", started, "s", "the managed engine's start included"),
-        Row(f"after that until {HELD} versions are loaded and proved", settled, "s", "without traffic"),
-        *[row for arm in arms for row in rows_of(arm)],
-        *rows_of_memory([first, *[arm.memory for arm in arms]]),
+        Row("after that until nothing is being loaded", settled, "s", f"{len(warm)} versions in force, no traffic"),
+        *rows_of_answers(ran, asked, set(ranked[1::2]), warm),
+        *loads.rows(),
+        *rows_of_memory(memories),
     ]
-    return rows, sum(one.problem is not None for arm in arms for one in arm.ran.answers)
+    return rows, sum(one.problem is not None for one in ran.answers)
 
 
-async def run_arm(home: Home, served: Gateway, names: Sequence[str], cold_wait_ms: int, seconds: float) -> Arm:
-    """Set the policy of every route, then send traffic."""
-    set_cold_wait(home, names, cold_wait_ms)
-    await asyncio.sleep(FOLLOW_SECONDS)
-    asks = zipf_asks(names, REQUESTS, seed=2 + cold_wait_ms)
-    before = await Loads.of(served)
-    leg = Target("gateway", served.url).leg(asks, concurrency=CLIENTS, seconds=seconds)
-    ran = (await run_load([leg]))[0]
-    return Arm(cold_wait_ms, ran, (await Loads.of(served)).since(before), Memory.of(served))
+def zipf_asks(ranked: Sequence[str], count: int, seed: int) -> list[Ask]:
+    """The n-th of `ranked` is asked for 1 / n^`EXPONENT` as often as the first."""
+    weights = [1 / (rank + 1) ** EXPONENT for rank in range(len(ranked))]
+    chosen = random.Random(seed).choices(ranked, weights, k=count)
+    return [Ask(name, text, TOKENS) for name, text in zip(chosen, distinct_prompts(count, seed), strict=True)]
+
+
+def set_cold_wait(home: Home, names: Sequence[str]) -> None:
+    registry = Registry.open(home.registry_url)
+    try:
+        for name in names:
+            registry.change_route(name, policy={"cold_wait_ms": COLD_WAIT_MS})
+    finally:
+        registry.close()
+
+
+def in_force(home: Home) -> set[str]:
+    """The routes whose version the gateway says is in force."""
+    registry = Registry.open(home.registry_url)
+    try:
+        return {name for row in registry.gateways() for name, found in row.routes.items() if found.engine_name}
+    finally:
+        registry.close()
 
 
 async def _settle(served: Gateway) -> float:
@@ -165,57 +181,53 @@ async def _get(served: Gateway, path: str) -> str:
         return (await client.get(path)).text
 
 
-def zipf_asks(names: Sequence[str], count: int, seed: int) -> list[Ask]:
-    """The n-th most wanted of `names` is asked for 1 / n^`EXPONENT` as often as the first; who that is, is drawn."""
-    order = random.Random(0)
-    ranked = order.sample(names, len(names))
-    weights = [1 / (rank + 1) ** EXPONENT for rank in range(len(names))]
-    chosen = random.Random(seed).choices(ranked, weights, k=count)
-    return [Ask(name, text, TOKENS) for name, text in zip(chosen, distinct_prompts(count, seed), strict=True)]
-
-
-def set_cold_wait(home: Home, names: Sequence[str], milliseconds: int) -> None:
-    registry = Registry.open(home.registry_url)
-    try:
-        for name in names:
-            registry.change_route(name, policy={"cold_wait_ms": milliseconds})
-    finally:
-        registry.close()
-
-
-def rows_of(arm: Arm) -> list[Row]:
-    """What one policy gave."""
-    ran, loads, what = arm.ran, arm.loads, f"cold_wait_ms {arm.cold_wait_ms}"
+def rows_of_answers(ran: Ran, asked: Sequence[str], waiting: set[str], warm: set[str]) -> list[Row]:
+    """What clients saw under both policies. `asked` is the route of each answer."""
+    pairs = sorted(zip(asked, ran.answers, strict=True), key=lambda pair: pair[1].sent)
     failed = Counter(one.problem for one in ran.answers if one.problem is not None)
-    from_base = [one for one in ran.good if one.reason == "adapter_unavailable"]
-    versions = [one for one in ran.good if "@" in one.model]
-    asked = f"{len(ran.answers)} requests, {len({_route(one) for one in versions})} versions answered"
     kinds = ", ".join(f"{count} x {kind}" for kind, count in failed.items())
-    mean = loads.seconds / loads.count if loads.count else None
-    shares = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
-    bounds = [(name, loads.bound(share)) for name, share in shares]
+    note = f"target 0; of {len(pairs)} to {len(set(asked))} routes {kinds}".strip()
+    first: dict[str, Answered] = {}
+    for route, one in pairs:
+        first.setdefault(route, one)
+    cold = [one for route, one in first.items() if route in waiting and route not in warm and "@" in one.model]
+    later = [one for route, one in pairs if one is not first[route] and "@" in one.model]
+    middle = ran.began + ran.seconds / 2
+    halves = {
+        "first": [pair for pair in pairs if pair[1].sent < middle],
+        "second": [pair for pair in pairs if pair[1].sent >= middle],
+    }
+    rows = [Row("failed requests", float(sum(failed.values())), "requests", note)]
+    for name, mine in halves.items():
+        for policy, answers in (
+            ("cold_wait_ms 0", [one for route, one in mine if route not in waiting]),
+            (f"cold_wait_ms {COLD_WAIT_MS}", [one for route, one in mine if route in waiting]),
+        ):
+            what = f"{policy}: answered by the base, `adapter_unavailable`, {name} half"
+            rows.append(Row(what, _share_unavailable(answers), "%", f"{len(answers)} requests"))
     return [
-        Row(f"{what}: failed requests", float(sum(failed.values())), "requests", f"target 0; {asked} {kinds}".strip()),
-        Row(f"{what}: answered by the base, `adapter_unavailable`", _share(from_base, ran), "%"),
-        Row(f"{what}: a load, mean", None if mean is None else mean * 1000, "ms", f"{loads.count:g} loads"),
+        *rows,
         *[
-            Row(f"{what}: a load, {name}, at most", None if bound is None else bound * 1000, "ms", "histogram bucket")
-            for name, bound in bounds
+            row_of_times(
+                f"first request to a cold version, with its load, {name}",
+                [one.seconds for one in cold],
+                share,
+                f"{len(cold)} versions, cold_wait_ms {COLD_WAIT_MS}",
+            )
+            for name, share in SHARES
         ],
         *[
-            row_of_times(f"{what}: whole answer of a version, {name}", [one.seconds for one in versions], share)
-            for name, share in shares
+            row_of_times(f"later requests, {name}", [one.seconds for one in later], share, f"{len(later)} requests")
+            for name, share in SHARES
         ],
-        row_of_times(f"{what}: whole answer of the base, p50", [one.seconds for one in from_base], 0.5),
-        Row(f"{what}: throughput", len(ran.answers) / ran.seconds, "requests/s", f"{CLIENTS} closed-loop clients"),
+        Row("load", len(pairs) / ran.seconds, "requests/s", f"{CLIENTS} closed-loop clients, {TOKENS} tokens"),
     ]
 
 
 def rows_of_memory(memories: Sequence[Memory]) -> list[Row]:
-    moments = ("at the start", "after the first arm", "at the end")
     return [
         row
-        for moment, memory in zip(moments, memories, strict=True)
+        for moment, memory in zip(("at the start", "at the end"), memories, strict=True)
         for row in (
             Row(f"memory of the gateway {moment}", memory.gateway, "MB"),
             Row(f"memory of the engine {moment}", memory.engine, "MB", "all its processes"),
@@ -223,12 +235,9 @@ def rows_of_memory(memories: Sequence[Memory]) -> list[Row]:
     ]
 
 
-def _route(one: Answered) -> str:
-    return one.model.partition("@")[0]
-
-
-def _share(some: Sequence[Answered], ran: Ran) -> float | None:
-    return 100 * len(some) / len(ran.answers) if ran.answers else None
+def _share_unavailable(answers: Sequence[Answered]) -> float | None:
+    unavailable = sum(one.reason == "adapter_unavailable" for one in answers)
+    return 100 * unavailable / len(answers) if answers else None
 
 
 if __name__ == "__main__":
