@@ -10,10 +10,12 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- tree: made by `python -m tests.readme_tree` -->\n```text\n", "```\n<!-- end of tree -->"
 FOLDERS = (
     "adapters",
+    "adapters/engine",
     "router",
     "router/classify",
     "router/backends",
     "router/backends/embedded",
+    "router/backends/vllm",
     "trainer",
     "examples/quickstart",
     "examples/quickstart/curriculum",

@@ -15,7 +15,7 @@ from adapters.main import cli
 from tests.readme_tree import README, written
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "examples" / "quickstart" / "demo.py"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "vllm.md", ROOT / "examples" / "quickstart" / "demo.py"]
 
 
 def shown_commands() -> list[str]:
