@@ -2,6 +2,7 @@
 
 from . import (
     disable,
+    latency,
     real_data,
     startup,
     vllm_adapters,
@@ -11,7 +12,7 @@ from . import (
     vllm_versions,
 )
 
-PARTS = (startup, disable, real_data, vllm_gateway, vllm_adapters, vllm_versions, vllm_swap, vllm_kill)
+PARTS = (startup, latency, disable, real_data, vllm_gateway, vllm_adapters, vllm_versions, vllm_swap, vllm_kill)
 
 
 def main() -> None:
