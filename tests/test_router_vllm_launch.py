@@ -179,9 +179,18 @@ def test_advice_is_given_where_there_is_some() -> None:
 
 def test_the_death_of_the_engine_core_is_heard_in_the_log() -> None:
     assert is_dead(
-        "(APIServer pid=1) WARNING 1-2 3:4:5 [c.py:8] [shutdown] MPClient: engine core exited unexpectedly; s"
+        "(APIServer pid=1) WARNING 11-23 06:05:01 [core_client.py:817] [shutdown] MPClient: engine core exited "
+        "unexpectedly; starting cleanup"
     )
     assert not is_dead("(APIServer pid=1) INFO 1-2 3:4:5 [c.py:8] [shutdown] MPClient: complete")
+
+
+def test_a_client_cannot_write_the_death_of_the_engine_core_into_the_log() -> None:
+    forged = "[core_client.py:817] [shutdown] MPClient: engine core exited unexpectedly"
+    header = "(APIServer pid=1) WARNING 11-23 06:05:01 [utils.py:380] "
+    # What vLLM writes for a reasoning item of /v1/responses, whose id is the client's own.
+    assert not is_dead(f"{header}Using summary text as reasoning content for item {forged}")
+    assert not is_dead(f"{header}WARNING 11-23 06:05:01 {forged}")  # a second line of it has the header too
 
 
 def test_a_log_line_without_its_decoration() -> None:

@@ -220,7 +220,7 @@ class ManagedEngine:
         self._log.write(line)
         if self._state == "up" and self._run is not None and is_dead(line):
             asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self._run.kill)
-        words = progress(line)
+        words = progress(line) if self._state == "starting" else None
         if words and self._is_news(words):
             self._said, self._said_at = words, asyncio.get_running_loop().time()
             self._say(words)

@@ -15,6 +15,8 @@ _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*(?P<error>[A-Z]\w*(?:Error|Excepti
 _USAGE = re.compile(r"^[\w.-]+: error: (?P<message>.+)$")
 _WORKER = re.compile(r"Worker failed with error '(?P<message>.+)', please check the stack trace")
 _CORE_DIED = re.compile(r"engine core exited unexpectedly|Engine core proc \S+ died unexpectedly")
+# With the header that vLLM's own code writes: warnings of other files repeat what clients sent.
+_CORE_DIES = re.compile(r"\w+ [\d-]+ [\d:]+ \[(?:\S*/)?core_client\.py:\d+\] \[shutdown\] MPClient: engine core exited")
 _DIED = re.compile(r"^Worker proc (?P<name>\S+) died unexpectedly")
 _CONSEQUENCES = (
     "Engine core initialization failed",
@@ -72,7 +74,7 @@ def last_words(lines: Sequence[str], status: int | None = None) -> str:
 
 def is_dead(line: str) -> bool:
     """Whether this line says that the engine's core has died: vLLM itself notices only at its next look, 5 s later."""
-    return _CORE_DIED.search(line) is not None
+    return _CORE_DIES.match(_undecorated(line)) is not None
 
 
 def advice(words: str) -> str:
@@ -82,7 +84,11 @@ def advice(words: str) -> str:
 
 def bare(line: str) -> str:
     """A log line without colours, process names and the log's own header."""
-    return _HEADER.sub("", _PROCESS.sub("", _ANSI.sub("", line))).strip()
+    return _HEADER.sub("", _undecorated(line)).strip()
+
+
+def _undecorated(line: str) -> str:
+    return _PROCESS.sub("", _ANSI.sub("", line))
 
 
 def _error(texts: Sequence[str], at: int) -> str | None:
@@ -104,7 +110,7 @@ def _death(texts: Sequence[str]) -> str | None:
     for text in texts:
         if found := _DIED.match(text):
             return f"{found['name']} was killed, most likely because memory ran out"
-    if any(map(is_dead, texts)):
+    if any(map(_CORE_DIED.search, texts)):
         return "EngineCore was killed, most likely because memory ran out"
     return None
 
