@@ -163,9 +163,11 @@ class Catalog:
         """`events` are those of this route since the last view, at least one."""
         route = self._routes.setdefault(state.name, TrackedRoute(state, versions, 0))
         before, kept = route.wanted, route.kept_warm
+        route.dropped |= set(route.state.stack) - set(state.stack)  # a rollback may pop more than the live version
         route.state, route.versions, route.wanted_serial = state, versions, events[-1].serial
         for event in events:
             route.note(event)
+        route.dropped -= {state.live}  # retiring what it was rolled back to brings a version back, too
         if route.wanted != before:
             route.problem = None
         self._settle(route)

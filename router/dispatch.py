@@ -98,7 +98,8 @@ class Dispatcher:
         decision = chosen.decision
         if decision.stage == "pinned" and decision.route is not None and decision.version is not None:
             await self._catalog.ensure_resident(decision.route, decision.version, timeout_seconds=PINNED_WAIT_SECONDS)
-        elif decision.reason == "adapter_unavailable":
+            return self._choose_again(choose)  # it may have been disabled or retired meanwhile
+        if decision.reason == "adapter_unavailable":
             return await self._after_cold_wait(decision, choose)
         return chosen
 
@@ -121,6 +122,9 @@ class Dispatcher:
         if cold.route is not None:
             wait_ms = self._catalog.snapshot.routes[cold.route].cold_wait_ms
             await self._catalog.until_warm(cold.route, timeout_seconds=wait_ms / 1000)
+        return self._choose_again(choose)
+
+    def _choose_again(self, choose: Choose) -> Chosen:
         snapshot = self._catalog.snapshot
         return Chosen(choose(snapshot), snapshot)
 

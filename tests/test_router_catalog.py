@@ -332,6 +332,21 @@ def test_a_rollback_drops_the_bad_version_at_once_even_where_its_target_is_cold(
     asyncio.run(scenario())
 
 
+def test_a_rollback_over_several_versions_drops_each_of_them_at_once(home: Home, stock: Stock) -> None:
+    async def scenario() -> None:
+        async with running(home, stock.base, live=[("sql", 1), ("sql", 2)]) as gateway:
+            gateway.engine.script.hold("sql@3", "sql@1")
+            await gateway.applied(gateway.promote("sql", 3))
+            assert gateway.in_force("sql") == 2  # 3 is being warmed
+            gateway.engine.lose(gateway.engine_name("sql", 1))
+            await gateway.applied(gateway.registry.rollback("sql", to=1).event.serial)
+            assert gateway.in_force("sql") is None
+            gateway.engine.script.release("sql@1")
+            await gateway.until(lambda: gateway.in_force("sql") == 1, "1 in force")
+
+    asyncio.run(scenario())
+
+
 def test_rollbacks_go_down_the_stack_also_where_a_number_stands_in_it_twice(home: Home, stock: Stock) -> None:
     async def scenario() -> None:
         async with running(home, stock.base, live=[("sql", 1), ("sql", 2), ("sql", 1)]) as gateway:
@@ -342,6 +357,22 @@ def test_rollbacks_go_down_the_stack_also_where_a_number_stands_in_it_twice(home
             await gateway.until(lambda: gateway.in_force("sql") == 1, "1 in force")
             with pytest.raises(Refused):
                 gateway.registry.rollback("sql")
+
+    asyncio.run(scenario())
+
+
+def test_a_version_that_a_retirement_brought_back_answers_until_the_next_promotion_is_warm(
+    home: Home, stock: Stock
+) -> None:
+    async def scenario() -> None:
+        async with running(home, stock.base, live=[("sql", 1), ("sql", 2), ("sql", 1)]) as gateway:
+            await gateway.applied(gateway.registry.rollback("sql").event.serial)
+            await gateway.until(lambda: gateway.in_force("sql") == 2, "2 in force")
+            await gateway.applied(gateway.registry.retire("sql", 2).event.serial)
+            await gateway.until(lambda: gateway.in_force("sql") == 1, "1 in force")
+            gateway.engine.script.hold("sql@3")
+            await gateway.applied(gateway.promote("sql", 3))
+            assert gateway.in_force("sql") == 1
 
     asyncio.run(scenario())
 

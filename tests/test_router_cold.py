@@ -12,7 +12,7 @@ from adapters.classifiers import promote_classifier
 from adapters.home import Home
 from adapters.registry import Registry
 from router.dispatch import Answer
-from router.errors import RouteDisabled
+from router.errors import ModelNotFound, RouteDisabled
 from tests.gateway_parts import Gateway, ScriptedEngine, Stock, client_request, make_stock, running
 
 LONG_MS = 60_000
@@ -136,6 +136,26 @@ def test_a_route_disabled_with_an_error_meanwhile_is_an_error(home: Home, stock:
             await waiting
 
     cold(home, stock, scenario)
+
+
+@pytest.mark.parametrize("change", ["disable", "retire"])
+def test_a_version_asked_for_by_number_is_not_answered_by_once_it_was_taken_away(
+    home: Home, stock: Stock, change: str
+) -> None:
+    async def scenario() -> None:
+        async with running(home, stock.base, live=[("sql", 1), ("sql", 2)]) as gateway:
+            gateway.engine.lose(gateway.engine_name("sql", 1))
+            gateway.engine.script.hold("sql@1")
+            waiting = asyncio.create_task(gateway.dispatcher.answer(client_request("sql@1"), "r-1"))
+            await gateway.until(lambda: gateway.engine.script.loads[-1] == "sql@1", "the load")
+            registry = gateway.registry
+            done = registry.disable("sql") if change == "disable" else registry.retire("sql", 1)
+            await gateway.applied(done.event.serial)
+            gateway.engine.script.release("sql@1")
+            with pytest.raises(RouteDisabled if change == "disable" else ModelNotFound):
+                await waiting
+
+    asyncio.run(scenario())
 
 
 def test_the_wait_ends_with_the_version_that_a_promotion_meanwhile_brought_in(home: Home, stock: Stock) -> None:
