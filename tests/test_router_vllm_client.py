@@ -242,12 +242,21 @@ def test_a_number_that_is_not_finite_is_the_clients_fault() -> None:
 
 @pytest.mark.parametrize(
     "order",
-    [error(404, f"The model `{NAME}` does not exist.", "NotFoundError", "model"), error(400, "x could not be loaded")],
+    [
+        error(404, f"The model `{NAME}` does not exist.", "NotFoundError", "model"),
+        error(400, f"LoRA adapter '{NAME}' was found but could not be loaded."),
+    ],
 )
 def test_an_engine_that_does_not_take_a_version_is_not_the_clients_fault(order: Order) -> None:
     refused = failure(order, call())
     assert isinstance(refused, AdapterUnavailable)
     assert NAME in refused.message
+
+
+def test_a_refusal_that_repeats_the_clients_words_is_the_clients_fault() -> None:
+    said = f"LoRA adapter '{NAME}' was found but could not be loaded."
+    repeated = f"1 validation error:\n  {{'type': 'float_parsing', 'msg': 'not a number', 'input': {said!r}}}"
+    assert type(failure(error(400, repeated), call())) is InvalidRequest
 
 
 def test_an_engine_that_does_not_know_its_base_has_failed() -> None:

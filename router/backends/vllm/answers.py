@@ -27,7 +27,7 @@ _VALIDATION = re.compile(r"""'msg': (?P<quote>['"])(?P<message>.*?)(?P=quote)(?:
 _EXTRAS = re.compile(r" \((?:parameter|value)=.*\)$", re.DOTALL)
 _LONG = re.compile(r"maximum (?:context|model) length|longer than the maximum model length", re.IGNORECASE)
 _NO_FIELDS = {"input_text", "input_tokens"}  # vLLM's words for a prompt, whichever field it came in
-_NOT_LOADED = "could not be loaded"
+_NOT_LOADED = "LoRA adapter '{}' was found but could not be loaded"
 
 
 class UnknownName(AdapterUnavailable):
@@ -69,7 +69,8 @@ def error_from(status: int, body: bytes, *, engine_name: str, base_id: str) -> R
         return EngineUnavailable("the engine cannot take the request now")
     if status == 404:
         return _not_found(said, engine_name, base_id)
-    if engine_name != base_id and _NOT_LOADED in said.message:
+    # The whole sentence: other messages repeat what the client sent, and may not cost everybody the version.
+    if engine_name != base_id and said.message.startswith(_NOT_LOADED.format(engine_name)):
         return AdapterUnavailable(f"the engine found {engine_name}, but could not load it")
     if 400 <= status < 500 or status == 501:
         return invalid_request(said)
