@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -54,6 +55,26 @@ def test_a_port_that_is_taken_is_one_line_and_exit_1(home: Path) -> None:
 def test_a_port_is_taken_as_soon_as_a_gateway_starts_and_not_only_when_it_serves() -> None:
     with closing(listen("127.0.0.1", 0)) as first, pytest.raises(ConfigInvalid, match="cannot listen"):
         listen("127.0.0.1", first.getsockname()[1])
+
+
+def test_answers_are_sent_at_once() -> None:
+    async def accepted_without_delay() -> bool:
+        loop = asyncio.get_running_loop()
+        seen: asyncio.Future[bool] = loop.create_future()
+
+        def accept(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted = writer.get_extra_info("socket")
+            seen.set_result(bool(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+            writer.close()
+
+        with closing(listen("127.0.0.1", 0)) as bound:
+            async with await asyncio.start_server(accept, sock=bound):
+                _, writer = await asyncio.open_connection(*bound.getsockname())
+                without_delay = await seen
+                writer.close()
+                return without_delay
+
+    assert asyncio.run(accepted_without_delay())
 
 
 @pytest.mark.parametrize(
