@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from router.backends.vllm.client import EngineClient, EngineSilent, FixedAddress
+from router.backends.vllm.client import EngineBroke, EngineClient, EngineSilent, FixedAddress
 from router.errors import (
     AdapterUnavailable,
     EngineFailed,
@@ -148,7 +148,7 @@ def test_an_error_where_a_stream_should_begin_is_an_error(status: int, kind: str
 
 @pytest.mark.parametrize("streams", [True, False])
 def test_a_connection_that_breaks_before_the_first_byte_is_unavailable(streams: bool) -> None:
-    assert type(failure(reset, call(stream=streams))) is EngineUnavailable
+    assert type(failure(reset, call(stream=streams))) is EngineBroke
 
 
 def test_an_answer_that_breaks_off_is_a_failure() -> None:

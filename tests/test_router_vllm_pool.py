@@ -90,6 +90,30 @@ def test_killing_an_engine_under_load_fails_no_call_that_had_not_begun() -> None
     check(scenario, *two())
 
 
+@pytest.mark.parametrize("order", [reset, error(500, "EngineCore died", "InternalServerError")])
+def test_a_call_that_two_engines_did_not_survive_reaches_no_third(order: Order) -> None:
+    async def scenario(running: Running) -> None:
+        for engine in running.engines:
+            engine.order(order, order)
+        with pytest.raises(EngineFailed):
+            await running.backend.open(chat())
+        assert sum(1 for engine in running.engines if engine.calls) == 2
+
+    check(scenario, *[ProgrammableEngine() for _ in range(4)])
+
+
+@pytest.mark.parametrize("order", [error(503, "no room"), error(429, "too many")])
+def test_engines_that_take_no_call_are_passed_over_however_many_they_are(order: Order) -> None:
+    async def scenario(running: Running) -> None:
+        for engine in running.engines:
+            engine.order(order)
+        with pytest.raises((EngineUnavailable, EngineOverloaded)):
+            await running.backend.open(chat())
+        assert all(engine.calls for engine in running.engines)
+
+    check(scenario, *[ProgrammableEngine() for _ in range(4)])
+
+
 def test_what_the_client_did_wrong_is_not_tried_again() -> None:
     async def scenario(running: Running) -> None:
         for engine in running.engines:

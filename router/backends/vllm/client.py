@@ -35,6 +35,10 @@ class EngineSilent(EngineFailed):
     """Connected, but nothing came back in time."""
 
 
+class EngineBroke(EngineUnavailable):
+    """It was given the request, and then broke the connection or went down."""
+
+
 class Address(Protocol):
     """Where an engine is. All three may change while it lives: a managed engine gets a new port with each start."""
 
@@ -71,8 +75,8 @@ class Begun:
 
 class EngineClient:
     """Calls raise what `error_from` makes of a refusal, `EngineUnavailable` where the engine cannot be reached,
-    `EngineSilent` after the time given, and `EngineFailed` where it breaks off or answers garbage. Use it on one event
-    loop, and close it.
+    `EngineBroke` where it could, `EngineSilent` after the time given, and `EngineFailed` where it breaks off or answers
+    garbage. Use it on one event loop, and close it.
     """
 
     def __init__(self, address: Address, base_id: str, *, connect_seconds: float = 5.0) -> None:
@@ -195,8 +199,10 @@ def _as_ours() -> Iterator[None]:
     """aiohttp's errors as ours; they may hold addresses, so nothing of them is repeated."""
     try:
         yield
-    except aiohttp.ClientConnectionError as error:
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
         raise EngineUnavailable(f"the engine cannot be reached ({type(error).__name__})") from error
+    except aiohttp.ClientConnectionError as error:
+        raise EngineBroke(f"the engine broke the connection ({type(error).__name__})") from error
     except (aiohttp.ClientError, HttpProcessingError) as error:
         raise EngineFailed(f"the engine broke off or answered garbage ({type(error).__name__})") from error
 

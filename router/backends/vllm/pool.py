@@ -20,8 +20,10 @@ from ...errors import (
 )
 from ...types import Call, Reply
 from .answers import UnknownName
+from .client import EngineBroke
 from .replica import Held, Replica
 
+MAX_FAILURES = 2  # engines that may fail at one call: what two could not survive shall not reach the others
 SWAP_PENALTY = 2  # calls: what bringing a version into a batch costs, against waiting behind others
 log = logging.getLogger("branchline.vllm")
 
@@ -43,6 +45,7 @@ class Pool:
     async def open(self, call: Call) -> Reply:
         """Begin `call` where it is answered soonest; where that fails before a byte came, on another engine.
 
+        An engine that cannot be reached or takes no call is passed over; at most `MAX_FAILURES` may fail at it.
         Raises what the last engine raised, `AdapterUnavailable` where none has the version, `EngineUnavailable` where
         none is up.
         """
@@ -50,12 +53,14 @@ class Pool:
             self._held.move_to_end(call.engine_name)
         tried: set[str] = set()
         problem: BranchlineError | None = None
-        while (replica := self._choose(call.engine_name, tried)) is not None:
+        failures = 0
+        while failures < MAX_FAILURES and (replica := self._choose(call.engine_name, tried)) is not None:
             tried.add(replica.name)
             try:
                 return await self._open_on(replica, call)
             except (EngineFailed, EngineOverloaded, AdapterUnavailable) as error:
                 problem = error
+                failures += _failed_at_it(error)
         raise problem or self._nobody(call.engine_name)
 
     def is_resident(self, engine_name: str) -> bool:
@@ -186,6 +191,12 @@ class Pool:
     def _worth_holding(self, replica: Replica) -> list[str]:
         room = replica.identity.max_cpu_loras if replica.identity else None
         return list(reversed(self._held))[:room]
+
+
+def _failed_at_it(error: BranchlineError) -> bool:
+    return isinstance(error, EngineBroke) or (
+        isinstance(error, EngineFailed) and not isinstance(error, EngineUnavailable)
+    )
 
 
 def _cost(replica: Replica, engine_name: str) -> int:

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from ...errors import EngineFailed, EngineUnavailable
+from ...errors import EngineFailed
 from ...types import Call, Reply
 from .body import Body
-from .client import EngineClient
+from .client import EngineBroke, EngineClient
 
 
 class Traffic:
@@ -57,7 +57,7 @@ class Traffic:
             async with scope:
                 yield
         except TimeoutError:
-            raise EngineUnavailable("the engine went down before it answered") from None
+            raise EngineBroke("the engine went down before it answered") from None
         finally:
             self._opening.discard(scope)
             self._end(engine_name)
