@@ -108,8 +108,9 @@ def test_an_engine_without_the_plugin_needs_to_be_told_where_it_sees_the_store()
         async with engines(ProgrammableEngine(plugin=False)) as (engine,):
             backend = external_backend([engine.url], "k", base_id=BASE_ID, rhythm=CALM)
             await backend.start()
-            with pytest.raises(AdapterUnavailable, match="nobody said where it sees the store"):
+            with pytest.raises(AdapterUnavailable, match="nobody said where it sees the store") as refused:
                 await backend.load(version(1), Path("unused"))
+            assert "127.0.0.1" not in refused.value.message
             await backend.stop()
 
     asyncio.run(run())

@@ -142,7 +142,7 @@ class Replica:
     async def load(self, held: Held) -> None:
         """Make the version resident and prove it; at once where it is. One load for a name at a time.
 
-        Raises `AdapterUnavailable`, `NotApplied`, and what else `prove` raises.
+        Raises `AdapterUnavailable`, `NotApplied`, and what else `prove` raises. Clients see these: they name no address.
         """
         async with self._loading[held.name]:
             if self.has(held.name):
@@ -157,7 +157,7 @@ class Replica:
                 residents.refuse(held.name)
                 raise
             if residents is not self._residents:
-                raise AdapterUnavailable(f"{self.name} restarted while it loaded {held.name}")
+                raise AdapterUnavailable(f"the engine restarted while it loaded {held.name}")
             residents.add(held.name, busy=self.traffic.busy)
         self._on_change(self)
 
@@ -203,7 +203,7 @@ class Replica:
         most = self.identity.max_lora_rank if self.identity else None
         if most is not None and version.manifest.rank > most:
             raise AdapterUnavailable(
-                f"{version.engine_name} has rank {version.manifest.rank}, {self.name} takes at most {most}",
+                f"{version.engine_name} has rank {version.manifest.rank}, the engine takes at most {most}",
                 hint="start that engine with a larger max_lora_rank",
             )
 
@@ -218,7 +218,7 @@ class Replica:
         """Tell an engine without our plugin where the version lies."""
         if self._engine_store is None:
             raise AdapterUnavailable(
-                f"{self.name} has no plugin of Branchline's, and nobody said where it sees the store",
+                "the engine has no plugin of Branchline's, and nobody said where it sees the store",
                 hint="configure the store's path as that engine sees it",
             )
         path = f"{self._engine_store.rstrip('/')}/{version.route}/{version.digest}"
@@ -230,7 +230,7 @@ class Replica:
             why = clean(said) or "it says nothing"
             if status in (404, 405) and "No adapter found" not in said:
                 why = "it does not take adapters at run time: set VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 there"
-            raise AdapterUnavailable(f"{self.name} cannot load {version.engine_name} ({status}): {why}")
+            raise AdapterUnavailable(f"the engine cannot load {version.engine_name} ({status}): {why}")
 
     async def _ask(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
         request_id = f"branchline-{secrets.token_hex(4)}"
