@@ -208,7 +208,8 @@ def _read_manifest(folder: Path, route: str) -> Manifest:
     except FileNotFoundError:
         raise NotFound(f"no stored version {route}/{digest[:16]}", hint="publish it again") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-        raise StoreCorrupted(f"{route}/{digest[:16]}: manifest unreadable ({error})", hint=_MEND) from error
+        why = error.strerror if isinstance(error, OSError) else error  # its own text holds the path; clients see this
+        raise StoreCorrupted(f"{route}/{digest[:16]}: manifest unreadable ({why})", hint=_MEND) from error
     if manifest.digest != digest:
         raise StoreCorrupted(f"{route}/{digest[:16]}: the manifest is another version's", hint=_MEND)
     return manifest

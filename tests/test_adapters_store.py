@@ -206,6 +206,15 @@ def test_damage_is_named_stops_promotion_and_is_mended_by_publishing_again(
     assert promote(house.registry, house.store, SQL, 1, forced="why").change.state.live == 1
 
 
+def test_a_manifest_that_cannot_be_opened_is_named_without_its_path(house: House) -> None:
+    version = house.publish().version
+    (house.stored() / MANIFEST_FILE).unlink()
+    (house.stored() / MANIFEST_FILE).mkdir()
+    with pytest.raises(StoreCorrupted, match="manifest unreadable") as refused:
+        house.store.verify(SQL, version.digest)
+    assert str(house.store.root) not in refused.value.message
+
+
 def test_two_damaged_files_are_both_named(house: House) -> None:
     version = house.publish().version
     for name in FILES:

@@ -142,7 +142,7 @@ class Replica:
     async def load(self, held: Held) -> None:
         """Make the version resident and prove it; at once where it is. One load for a name at a time.
 
-        Raises `AdapterUnavailable`, `NotApplied`, and what else `prove` raises. Clients see these: they name no address.
+        Raises `AdapterUnavailable`, `NotApplied`, and what else `prove` raises. Clients see it: it holds no address.
         """
         async with self._loading[held.name]:
             if self.has(held.name):
