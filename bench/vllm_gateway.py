@@ -130,11 +130,11 @@ async def measure(home: Home, rounds: int, seconds: float, core: int | None) -> 
 async def measure_cell(arms: Arms, tokens: int, concurrency: int, stream: bool, rounds: int, seconds: float) -> Cell:
     """Warm both arms up, find out how many requests fill a round, and let the arms take turns."""
 
-    def legs_of(count: int, seed: int) -> list[Leg]:
+    def legs_of(count: int, seed: int, tokens: int = tokens) -> list[Leg]:
         return arms.pair(count, tokens=tokens, stream=stream, seed=seed, concurrency=concurrency)
 
-    warm = await run_load(legs_of(concurrency * 2, seed=tokens + concurrency))
-    speed = min(len(ran.answers) / ran.seconds for ran in warm)
+    warm = await run_load(legs_of(concurrency * 2, seed=tokens + concurrency, tokens=min(LENGTHS)))
+    speed = min(ran.tokens_a_second for ran in warm) / tokens
     count = max(1, round(speed * seconds / concurrency)) * concurrency
     seed = 1000 * tokens + 10 * concurrency
     legs = [leg for number in range(rounds) for leg in legs_of(count, seed + number)]
