@@ -20,6 +20,7 @@ from .errors import AdapterUnavailable, NotApplied
 
 UNLOAD_DELAY_SECONDS = 5.0
 MAX_PINNED_EXTRAS = 16
+PINS_AT_ONCE = 4  # a burst of requests for cold versions by number must not fill the engine with proofs
 LoadOutcome = Literal["applied", "not_applied", "unavailable"]
 OnLoad = Callable[[str, LoadOutcome, float], None]
 FindProbes = Callable[[AdapterVersion], Probes]
@@ -53,6 +54,7 @@ class Residency:
         self._on_load = on_load
         self._loads: dict[str, asyncio.Task[str | None]] = {}
         self._pinned: OrderedDict[str, AdapterVersion] = OrderedDict()
+        self._pinning: set[asyncio.Task[str | None]] = set()  # loads that began because somebody named a version
 
     def has(self, version: AdapterVersion) -> bool:
         return self._backend.is_resident(version.engine_name)
@@ -61,10 +63,7 @@ class Residency:
         """Load and prove a version; raises `AdapterUnavailable`. The load goes on where who waits is cancelled."""
         if self.has(version):
             return
-        name = version.engine_name
-        if name not in self._loads:
-            self._loads[name] = self._background.spawn(self._load(version))
-        problem = await asyncio.shield(self._loads[name])
+        problem = await asyncio.shield(self._loading(version))
         if problem is not None:
             raise AdapterUnavailable(problem)
 
@@ -76,9 +75,29 @@ class Residency:
             self.release(self._pinned.popitem(last=False)[1])
         try:
             async with asyncio.timeout(timeout_seconds):
+                await self._begin_pinned(version)
                 await self.bring_in(version)
         except TimeoutError:
             raise AdapterUnavailable(f"{version.ref} is still loading; try again") from None
+
+    async def _begin_pinned(self, version: AdapterVersion) -> None:
+        """Begin to load what nobody loads yet, as one of `PINS_AT_ONCE`."""
+        while self._is_cold(version):
+            if len(self._pinning) < PINS_AT_ONCE:
+                self._pinning.add(task := self._loading(version))
+                task.add_done_callback(self._pinning.discard)
+            else:
+                await asyncio.wait(self._pinning, return_when=asyncio.FIRST_COMPLETED)
+
+    def _is_cold(self, version: AdapterVersion) -> bool:
+        return not self.has(version) and version.engine_name not in self._loads
+
+    def _loading(self, version: AdapterVersion) -> asyncio.Task[str | None]:
+        """The load under way, or a new one."""
+        name = version.engine_name
+        if name not in self._loads:
+            self._loads[name] = self._background.spawn(self._load(version))
+        return self._loads[name]
 
     def release(self, version: AdapterVersion) -> None:
         """Unload after requests that began before the change have opened; not if it is wanted again by then."""

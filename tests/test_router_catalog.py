@@ -447,6 +447,35 @@ def test_requests_for_one_cold_version_share_one_load(home: Home, stock: Stock) 
     asyncio.run(scenario())
 
 
+def test_of_cold_versions_asked_for_by_number_only_a_few_come_in_at_a_time_also_where_clients_leave(
+    home: Home, stock: Stock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router.residency, "PINS_AT_ONCE", 1)
+
+    async def scenario() -> None:
+        live = [("sql", number) for number in (1, 2, 3, 4)]
+        async with running(home, stock.base, live=live) as gateway:
+            await gateway.until(lambda: gateway.in_force("sql") == 4, "4 in force")
+            script, catalog = gateway.engine.script, gateway.catalog
+            for number in (1, 2):
+                gateway.engine.lose(gateway.engine_name("sql", number))
+            script.loads.clear()
+            script.hold("sql@1", "sql@2")
+            with pytest.raises(AdapterUnavailable, match="still loading"):
+                await catalog.ensure_resident("sql", 1, timeout_seconds=0.01)
+            with pytest.raises(AdapterUnavailable, match="still loading"):
+                await catalog.ensure_resident("sql", 2, timeout_seconds=0.01)
+            second = asyncio.create_task(catalog.ensure_resident("sql", 2, timeout_seconds=30))
+            await gateway.promoted("regex", 1)  # does not wait for them
+            assert script.loads == ["sql@1", "regex@1"]
+            script.release("sql@1")
+            script.release("sql@2")
+            await second
+            assert script.loads == ["sql@1", "regex@1", "sql@2"]
+
+    asyncio.run(scenario())
+
+
 def test_of_versions_asked_for_by_number_only_the_latest_few_stay(
     home: Home, stock: Stock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
