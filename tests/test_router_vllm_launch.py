@@ -37,7 +37,15 @@ def test_every_wrong_option_is_named_at_once() -> None:
         *("--api-key", "--api_key", "--host=0.0.0.0", "--hos", "--port", "--uds", "--model", "--served-model-name"),
         *("--middleware", "--enable-lora", "--no-enable-lora", "--lora-modules", "--max-loras", "--max-cpu-loras"),
         *("--max-lora-rank", "--root-path", "--api-server-count", "-asc", "-as", "--data-parallel-size", "-dp"),
-        *("--config", "--config.a", "--tensor-parallel-size", "-tp", "-tp=2", "--lora-target-modules"),
+        *(
+            "--disable-log-stats",
+            "--config",
+            "--config.a",
+            "--tensor-parallel-size",
+            "-tp",
+            "-tp=2",
+            "--lora-target-modules",
+        ),
     ],
 )
 def test_a_flag_that_would_undo_what_branchline_relies_on_is_refused_however_it_is_written(flag: str) -> None:

@@ -27,7 +27,14 @@ SECONDS = 60.0
 class Scene:
     """A managed engine on a stand-in, with everything it said and every state it went through."""
 
-    def __init__(self, vllm: StandIn, *, base: Path | None = None, start_seconds: float = SECONDS) -> None:
+    def __init__(
+        self,
+        vllm: StandIn,
+        *,
+        base: Path | None = None,
+        start_seconds: float = SECONDS,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         self.said: list[str] = []
         self.states: list[tuple[int, str]] = []
         self.problems: list[str | None] = []
@@ -38,7 +45,7 @@ class Scene:
             Base("llama", base or vllm.folder, "fingerprint", None),
             str(vllm.folder),
             EngineOptions(vllm.python),
-            say=self.said.append,
+            say=say or self.said.append,
             log_file=self.log,
             start_seconds=start_seconds,
             environ=vllm.environ,
@@ -110,6 +117,27 @@ def test_an_engine_that_dies_is_started_again_on_another_port_until_it_is_up(tmp
             assert (1, "down") in it.states
             assert "vLLM ended: RuntimeError: it broke" in it.problems
             assert "vLLM ended: ValueError: no such weights" in it.problems
+        finally:
+            await it.engine.stop()
+        it.nothing_left()
+
+    play(scene)
+
+
+def test_an_engine_is_started_again_also_where_nobody_can_be_told(tmp_path: Path) -> None:
+    vllm = stand_in(tmp_path, "up", "up")
+
+    def gone(_words: str) -> None:
+        raise BrokenPipeError
+
+    async def scene() -> None:
+        it = Scene(vllm, say=gone)
+        await it.engine.start()
+        try:
+            with pytest.raises(aiohttp.ClientError):
+                await it.get("/die")
+            await it.until(2, "up")
+            assert it.log.read_text().count("version 0.32.0") == 2  # its output is read on
         finally:
             await it.engine.stop()
         it.nothing_left()

@@ -44,6 +44,7 @@ _RESERVED = {
     "--tokens-only": "it closes the OpenAI endpoints",
     "--headless": "it starts no API server",
     "--config": "a file of flags could hold any of those that Branchline sets",
+    "--disable-log-stats": "by its counters a busy engine is told from one that hangs",
     "--api-server-count": _PARALLEL,
     "-asc": _PARALLEL,
     "--data-parallel-size": _PARALLEL,

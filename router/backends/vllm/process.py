@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -56,7 +57,7 @@ class ManagedEngine:
         self.on_change: Callable[[], None] | None = None
         self._base = base
         self._options = options
-        self._say = say
+        self._listener = say
         self._log_file = log_file
         self._log = EngineLog(log_file)
         self._start_seconds = start_seconds
@@ -214,6 +215,10 @@ class ManagedEngine:
         await asyncio.wait({run.ended})
         self._change("down", self._failure(run).message)
         return FIRST_PAUSE_SECONDS if loop.time() - began >= SETTLED_SECONDS else pause
+
+    def _say(self, words: str) -> None:
+        with suppress(OSError, ValueError):  # a terminal that is gone ends neither the reading nor the supervision
+            self._listener(words)
 
     def _hear(self, line: str) -> None:
         line = line.replace(self._key, "***")
