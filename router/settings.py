@@ -78,6 +78,7 @@ def read_settings(
         *([] if 0 <= port <= 65535 else [f"port is {port}, expected 0 to 65535"]),
         *([] if max_body_mb >= 1 else [f"max-body-mb is {max_body_mb}, expected 1 or more"]),
         *(f"{name} is set but empty" for name in (API_KEY, ENGINE_KEY) if _is_blank(environment.get(name))),
+        *([] if _fits_a_header(chosen.key) else [f"{ENGINE_KEY} holds a space, a line end or a letter outside ASCII"]),
         *_engine_problems(chosen, given),
     ]
     if problems:
@@ -88,6 +89,10 @@ def read_settings(
 
 def _is_blank(value: str | None) -> bool:
     return value is not None and not value.strip()
+
+
+def _fits_a_header(key: str | None) -> bool:
+    return key is None or not key.strip() or (key.isascii() and key.isprintable() and " " not in key)
 
 
 def _engine_problems(engine: EngineSettings, given: Mapping[str, object]) -> Sequence[str]:

@@ -38,6 +38,13 @@ def test_every_problem_is_named_at_once() -> None:
         assert word in refused.value.message
 
 
+@pytest.mark.parametrize("key", ["secret\n", "two words", "schlüssel"])
+def test_an_engines_key_that_no_header_can_carry_is_refused_without_being_shown(key: str) -> None:
+    with pytest.raises(ConfigInvalid, match="BRANCHLINE_ENGINE_API_KEY holds") as refused:
+        settings({"BRANCHLINE_ENGINE_API_KEY": key})
+    assert key not in refused.value.message
+
+
 def test_the_largest_body_is_counted_in_bytes() -> None:
     assert settings({}, max_body_mb=3).max_body_bytes == 3 * 1024 * 1024
 
