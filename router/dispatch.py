@@ -79,10 +79,6 @@ class Dispatcher:
         body = Followed(reply.body, ended, started=started, stream=request.stream)
         return Answer(chosen.decision, Reply(body, reply.content_type), chosen.snapshot.serial, decided - started)
 
-    def decide(self, request: ClientRequest, snapshot: Snapshot) -> Decision:
-        """The decision for a request under a snapshot; classifies where the request leaves the choice open."""
-        return decide(request.model, self._scores(request), snapshot, allow_unreleased=self._allow_unreleased)
-
     def _scores(self, request: ClientRequest) -> Scores | NotScored:
         if request.model != AUTO:
             return NotScored("base_requested")
