@@ -78,7 +78,7 @@ def _reached(url: str) -> Iterator[None]:
         yield
     except Exception as error:  # clients of object stores raise errors of trees of their own
         scheme = url.partition("://")[0]
-        raise RegistryUnavailable(
-            f"the store at {scheme}:// cannot be used: {error!s:.200}",
-            hint="check --store, its credentials and `pip install 'branchline[remote]'`",
+        raise RegistryUnavailable(  # clients may see the message: what it says of buckets and hosts is in the hint
+            f"the store at {scheme}:// cannot be used",
+            hint=f"{error!s:.200}; check --store, its credentials and `pip install 'branchline[remote]'`",
         ) from error

@@ -125,6 +125,7 @@ class Residency:
             outcome = "not_applied"
             return error.message
         except BranchlineError as error:
+            log.info("%s: %s", version.ref, error)  # with its hint, which clients do not see
             return error.message
         except Exception:
             log.exception("loading %s failed", version.ref)

@@ -102,7 +102,7 @@ def _engine_problems(engine: EngineSettings, given: Mapping[str, object]) -> Seq
         problems.append(f"--engine needs --backend vllm, found {engine.backend}")
     if engine.store and not engine.urls:
         problems.append("--engine-store needs --engine")
-    if engine.urls and len(set(engine.urls)) < len(engine.urls):
+    if len({url.rstrip("/") for url in engine.urls}) < len(engine.urls):
         problems.append("--engine names an engine twice")
     managed = engine.backend == "vllm" and not engine.urls
     unused = [] if managed else sorted(set(given) - {"backend", "base", "urls", "key", "store"})

@@ -83,3 +83,11 @@ def test_evidence_and_classifiers_travel_too(tmp_path: Path, base: Base, url: st
 def test_a_store_that_cannot_be_used_is_one_clear_error() -> None:
     with pytest.raises(RegistryUnavailable, match="nosuchscheme"):
         Remote("nosuchscheme://bucket")
+
+
+def test_what_an_object_store_says_of_itself_is_for_operators_only(tmp_path: Path) -> None:
+    (tmp_path / "sql").write_text("a file where a folder belongs")
+    with pytest.raises(RegistryUnavailable) as refused:
+        Remote(f"file://{tmp_path}").put(b"", "sql/1")
+    assert refused.value.message == "the store at file:// cannot be used"
+    assert str(tmp_path) in refused.value.hint

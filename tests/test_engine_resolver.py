@@ -210,7 +210,7 @@ def test_an_error_of_the_object_stores_own_client_is_one_line(tmp_path: Path, ca
 
     fsspec.register_implementation("locked", Locked, clobber=True)
     assert house_at(tmp_path, "locked://bucket").ask("sql@1.0123456789abcdef") is None
-    assert "the store at locked:// cannot be used: unable to locate credentials" in caplog.text
+    assert "the store at locked:// cannot be used (unable to locate credentials; check --store" in caplog.text
 
 
 def test_the_store_finds_a_digest_by_its_beginning_here_and_there(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_flag_wins_over_the_environment() -> None:
     [
         ({"urls": ("http://one:1",)}, "--engine needs --backend vllm, found echo"),
         ({"backend": "vllm", "store": "/data"}, "--engine-store needs --engine"),
-        ({"backend": "vllm", "urls": ("http://one:1", "http://one:1")}, "names an engine twice"),
+        ({"backend": "vllm", "urls": ("http://one:1", "http://one:1/")}, "names an engine twice"),
         ({"backend": "vllm", "urls": ("ftp://one",)}, "expected http://HOST:PORT"),
         ({"backend": "vllm", "urls": ("http://one:99999",)}, "expected http://HOST:PORT"),
         ({"backend": "vllm", "urls": ("http://user:secret@one:1",)}, "may not carry a key"),
