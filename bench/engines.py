@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import sys
@@ -41,6 +42,12 @@ class Target:
         seconds: float | None = None,
     ) -> Leg:
         return Leg(self.name, self.url, asks, concurrency=concurrency, rate=rate, seconds=seconds, key=self.key)
+
+
+def leave_to_engine(core: int | None) -> None:
+    """Keep this process, and what it starts from here on, off the core that an engine has for itself."""
+    if core is not None:
+        os.sched_setaffinity(0, os.sched_getaffinity(0) - {core})
 
 
 def require_vllm() -> Path:
@@ -104,4 +111,14 @@ def mixed_asks(models: list[str], count: int, *, tokens: int, seed: int, stream:
     return [Ask(models[number % len(models)], text, tokens, stream) for number, text in enumerate(prompts)]
 
 
-__all__ = ["BASE", "BASE_ID", "MANAGED_VARIABLES", "SHAPE", "Target", "engine", "mixed_asks", "require_vllm"]
+__all__ = [
+    "BASE",
+    "BASE_ID",
+    "MANAGED_VARIABLES",
+    "SHAPE",
+    "Target",
+    "engine",
+    "leave_to_engine",
+    "mixed_asks",
+    "require_vllm",
+]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
 import statistics
 import tempfile
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 
 from adapters.home import Home
 
-from .engines import BASE, Target, engine, mixed_asks, require_vllm
+from .engines import BASE, Target, engine, leave_to_engine, mixed_asks, require_vllm
 from .gateway import gateway
 from .load import Leg, Ran, run_load
 from .random_routes import publish_routes
@@ -103,8 +102,7 @@ async def measure(home: Home, rounds: int, seconds: float, core: int | None) -> 
     """All cells, then the time to the first token."""
     names = publish_routes(home, ROUTES)
     with engine(home, "engine", core=core) as running:
-        if core is not None:
-            os.sched_setaffinity(0, os.sched_getaffinity(0) - {core})  # gateway and load inherit it
+        leave_to_engine(core)
         flags = ("--engine", running.url)
         async with gateway(
             home, "vllm", str(BASE), *flags, variables={"BRANCHLINE_ENGINE_API_KEY": running.key}

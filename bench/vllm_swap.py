@@ -1,6 +1,6 @@
 """Promotes and rollbacks under load: what fails, what answers from a version rolled back, what other routes notice.
 
-    python -m bench.vllm_swap [--changes 50]
+    python -m bench.vllm_swap [--changes 25] [--apart]
 
 16 streaming clients on three routes of one vLLM behind one gateway. The real commands promote and roll back one of the
 routes in turn; its rollback counts from the start of the command's process, Python's own start-up included. What the
@@ -22,7 +22,7 @@ from adapters.convergence import wait_in_force
 from adapters.home import Home
 from adapters.registry import Registry
 
-from .engines import BASE, Target, engine, mixed_asks, require_vllm
+from .engines import BASE, Target, engine, leave_to_engine, mixed_asks, require_vllm
 from .gateway import BRANCHLINE, gateway
 from .load import Answered, Ran, run_load, start_load
 from .random_routes import publish_routes
@@ -53,19 +53,25 @@ class Change:
 def main() -> None:
     """Run the changes and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--changes", type=int, default=50, help="promotes, and as many rollbacks")
+    parser.add_argument("--changes", type=int, default=25, help="promotes, and as many rollbacks")
+    parser.add_argument("--apart", action="store_true", help="vLLM on core 0, gateway, commands and load on core 1")
     arguments = parser.parse_args()
     require_vllm()
+    core = 0 if arguments.apart else None
     with tempfile.TemporaryDirectory() as folder:
-        rows = asyncio.run(measure(Home.at(folder), arguments.changes))
-    command = f"python -m bench.vllm_swap --changes {arguments.changes}"
-    write_results("vllm_swap", "vLLM: promote and rollback under load", rows, command)
+        rows = asyncio.run(measure(Home.at(folder), arguments.changes, core))
+    command, title = f"python -m bench.vllm_swap --changes {arguments.changes}", "vLLM: promote and rollback under load"
+    if core is None:
+        write_results("vllm_swap", f"{title}, all on the same cores", rows, command)
+    else:
+        write_results("vllm_swap_apart", f"{title}, vLLM on a core of its own", rows, f"{command} --apart")
 
 
-async def measure(home: Home, count: int) -> list[Row]:
+async def measure(home: Home, count: int, core: int | None) -> list[Row]:
     """Quiet, commands that change nothing, then the changes; one load runs through it all."""
     names = publish_routes(home, (SWAPPED, *OTHERS), versions=2)
-    with engine(home, "engine") as running:
+    with engine(home, "engine", core=core) as running:
+        leave_to_engine(core)
         variables = {"BRANCHLINE_ENGINE_API_KEY": running.key}
         async with gateway(home, "vllm", str(BASE), "--engine", running.url, variables=variables) as served:
             target = Target("gateway", served.url)
