@@ -90,8 +90,10 @@ def test_the_engine_gets_no_secret_of_the_gateway_and_everything_else() -> None:
     assert inside == {
         **{"PYTHONPATH": "/src", "CUDA_VISIBLE_DEVICES": "1", "VLLM_API_KEY": "new", "BRANCHLINE_STORE": "s3://store"},
         **{"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
-        **{"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"},
+        **{"PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1", "VLLM_MAX_N_SEQUENCES": "128"},
     }
+    more = {"VLLM_MAX_N_SEQUENCES": "1000"}
+    assert engine_environment(more, "new", "store")["VLLM_MAX_N_SEQUENCES"] == "1000"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ GUARD = "adapters.engine.guard.Guard"
 PLUGIN = "branchline"  # the name of our entry point in `vllm.general_plugins`
 HOST = "127.0.0.1"
 
+# OpenAI's own limit on `n`. vLLM's is 16,384: one request could keep an engine from everybody else.
+_DEFAULTS = {"VLLM_MAX_N_SEQUENCES": "128"}
 _SECRETS = ("BRANCHLINE_API_KEY", "BRANCHLINE_ENGINE_API_KEY", "BRANCHLINE_REGISTRY")
 # Stock resolvers would answer for names that ours refuses.
 _OTHER_RESOLVERS = ("VLLM_LORA_RESOLVER_CACHE_DIR", "VLLM_LORA_RESOLVER_HF_REPO_LIST")
@@ -51,4 +53,4 @@ def engine_environment(environ: Mapping[str, str], key: str, store: str) -> dict
     plugins = environ.get("VLLM_PLUGINS")
     if plugins is not None and PLUGIN not in plugins.split(","):
         ours["VLLM_PLUGINS"] = ",".join(filter(None, [plugins, PLUGIN]))
-    return {**kept, **ours}
+    return {**_DEFAULTS, **kept, **ours}
