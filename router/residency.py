@@ -117,6 +117,8 @@ class Residency:
         outcome: LoadOutcome = "unavailable"
         try:
             self._require_own_base(version)
+            if not await self._backend.ready():  # or every route would have its files hashed again and again
+                raise AdapterUnavailable(f"{version.ref} cannot be loaded: no engine is up")
             await asyncio.to_thread(self._store.verify_version, version)
             probes = await asyncio.to_thread(self._probes, version)
             await self._backend.load(version, self._store.folder(version.route, version.digest), probes)

@@ -14,6 +14,7 @@ from adapters.examples import add_examples
 from adapters.home import Home
 from adapters.probes import NO_PROBES
 from adapters.registry import Registry
+from adapters.store import Store
 from tests.gateway_parts import ScriptedEngine, Stock, client_request, make_stock, running
 
 NAMES = ("a", "b", "c")  # routes beside `sql` and `regex`
@@ -222,5 +223,23 @@ def test_where_the_registry_does_not_answer_a_version_comes_back_without_its_exa
                 await gateway.catalog.until_warm("sql", timeout_seconds=30)
             assert gateway.engine.is_resident(gateway.engine_name("sql", 1))
             assert gateway.engine.script.probes["sql@1"] == NO_PROBES
+
+    asyncio.run(scenario())
+
+
+def test_where_no_engine_is_up_no_files_are_read(home: Home, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(router.warming, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(Store, "verify_version", lambda _store, version: read.append(str(version.ref)))
+
+    async def scenario() -> None:
+        async with running(home, stock.base, live=[("sql", 1)]) as gateway:
+            assert read == ["sql@1"]
+            await gateway.engine.stop()
+            gateway.promote("sql", 2)
+            await gateway.until(lambda: "no engine is up" in gateway.catalog.problems.get("sql", ""), "the problem")
+            assert read == ["sql@1"]
+            await gateway.engine.start()
+            await gateway.until(lambda: gateway.in_force("sql") == 2, "2 in force by a later try")
 
     asyncio.run(scenario())
