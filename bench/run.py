@@ -8,11 +8,15 @@ from . import (
     vllm_adapters,
     vllm_gateway,
     vllm_kill,
+    vllm_plugin,
     vllm_swap,
     vllm_versions,
 )
 
-PARTS = (startup, latency, disable, real_data, vllm_gateway, vllm_adapters, vllm_versions, vllm_swap, vllm_kill)
+PARTS = (
+    *(startup, latency, disable, real_data),
+    *(vllm_gateway, vllm_plugin, vllm_adapters, vllm_versions, vllm_swap, vllm_kill),
+)
 
 
 def main() -> None:
