@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -35,6 +36,7 @@ from .telemetry import Telemetry
 
 GRACE_SECONDS = 15
 BACKLOG = 2048
+OPEN_FILES = 65_536  # two for each request; the usual 1024 let one busy client lock out everybody else
 WARM_SECONDS = 30
 
 
@@ -68,6 +70,7 @@ def serve(
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     gatekeeper = Gatekeeper.for_bind(settings.host, settings.api_key)
+    _allow_open_files()
     with listen(settings.host, settings.port) as bound:
         registry = Registry.open(home.registry_url)
         try:
@@ -75,6 +78,15 @@ def serve(
             asyncio.run(run_gateway(settings, gatekeeper, registry, backend, bound))
         finally:
             registry.close()
+
+
+def _allow_open_files() -> None:
+    """As many connections as this user may have, at most `OPEN_FILES` files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -16,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from adapters.errors import RegistryUnavailable
 from adapters.registry import Registry
-from router.cli import listen, serve
+from router.cli import OPEN_FILES, listen, serve
 from router.errors import ConfigInvalid
 from tests.gateway_parts import Stock, make_stock
 from tests.gateway_process import GatewayProcess, branchline, serving
@@ -55,6 +57,18 @@ def test_a_port_that_is_taken_is_one_line_and_exit_1(home: Path) -> None:
 def test_a_port_is_taken_as_soon_as_a_gateway_starts_and_not_only_when_it_serves() -> None:
     with closing(listen("127.0.0.1", 0)) as first, pytest.raises(ConfigInvalid, match="cannot listen"):
         listen("127.0.0.1", first.getsockname()[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another process's limits can be read on Linux only")
+def test_a_gateway_may_open_more_files_than_a_shell_allows_at_first(home: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        with serving(home, *ECHO) as gateway:
+            found = resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found == (OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard), hard)
 
 
 def test_answers_are_sent_at_once() -> None:
