@@ -28,6 +28,7 @@ class TrackedRoute:
     failed: set[int] = field(default_factory=set)
     warming: asyncio.Task[None] | None = None
     retry: asyncio.TimerHandle | None = None
+    retries: int = 0
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

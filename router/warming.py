@@ -19,6 +19,7 @@ from .tracked import TrackedRoute
 BACKLOG_WORKERS = 2
 DEMANDS_AT_ONCE = 4  # a burst of requests for cold routes must not fill the engine with proofs
 RETRY_SECONDS = 10.0
+LONGEST_RETRY_SECONDS = 60.0
 log = logging.getLogger("branchline.warming")
 
 
@@ -47,6 +48,10 @@ class Warming:
 
     def follow(self, route: TrackedRoute) -> None:
         """Follow the route's state as it is now. What an older state began to load does not hold this one up."""
+        route.retries = 0
+        self._follow(route)
+
+    def _follow(self, route: TrackedRoute) -> None:
         if route.warming is not None:
             route.warming.cancel()
         self._forget_retry(route)
@@ -100,7 +105,7 @@ class Warming:
             await self._bring(route, number)
 
     async def _bring(self, route: TrackedRoute, number: int) -> None:
-        """Bring one version in; later again what cannot be brought in."""
+        """Bring one version in; what cannot be brought in is tried again, each time after twice as long."""
         version = route.versions[number]
         self._coming.add(version.engine_name)
         try:
@@ -111,13 +116,15 @@ class Warming:
             if number == route.wanted:
                 route.problem = error.message
             if route.retry is None:
-                route.retry = self._background.later(RETRY_SECONDS, self._try_again, route)
+                pause = min(RETRY_SECONDS * 2**route.retries, LONGEST_RETRY_SECONDS)
+                route.retries += 1
+                route.retry = self._background.later(pause, self._try_again, route)
         finally:
             self._coming.discard(version.engine_name)
         self._moved(route)
 
     def _try_again(self, route: TrackedRoute) -> None:
-        self.follow(route)
+        self._follow(route)
         self._moved(route)  # an engine may have come back with what it lost
 
     def _forget_retry(self, route: TrackedRoute) -> None:

@@ -181,6 +181,7 @@ def test_an_engine_that_is_only_slow_stays_up() -> None:
         ({"key": "another"}, "refuses Branchline's key"),
         ({"health": 401}, "refuses Branchline's key"),
         ({"facts": {"base_fingerprint": "0" * 64}}, "fingerprint 0000000000000000, expected ffffffffffffffff"),
+        ({"facts": {"resolves": False}}, "has Branchline's guard but not its resolver"),
         ({"health": 404}, "it answers 404 to /health"),
     ],
 )

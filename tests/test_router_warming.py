@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from adapters.home import Home
 from adapters.probes import NO_PROBES
 from adapters.registry import Registry
 from adapters.store import Store
+from router.background import Background
 from tests.gateway_parts import ScriptedEngine, Stock, client_request, make_stock, running
 
 NAMES = ("a", "b", "c")  # routes beside `sql` and `regex`
@@ -197,6 +199,34 @@ def test_a_problem_goes_away_where_the_engine_finds_the_version_again_by_itself(
             gateway.engine.find(gateway.engine_name("sql", 1))
             await gateway.until(lambda: gateway.catalog.problems == {}, "no problem")
             assert gateway.decide("sql").version == 1
+
+    asyncio.run(scenario())
+
+
+def test_what_cannot_be_brought_in_is_tried_ever_more_rarely_until_the_route_changes(
+    home: Home, stock: Stock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router.warming, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(router.warming, "LONGEST_RETRY_SECONDS", 0.004)
+    pauses: list[float] = []
+    later = Background.later
+
+    def noted(self: Background, seconds: float, act: Callable[..., object], *args: object) -> asyncio.TimerHandle:
+        if getattr(act, "__name__", "") == "_try_again":
+            pauses.append(seconds)
+        return later(self, seconds, act, *args)
+
+    monkeypatch.setattr(Background, "later", noted)
+
+    async def scenario() -> None:
+        async with running(home, stock.base) as gateway:
+            gateway.engine.script.faults |= {"sql@1": "changes nothing", "sql@2": "changes nothing"}
+            gateway.promote("sql", 1)
+            await gateway.until(lambda: len(pauses) >= 5, "five tries")
+            assert pauses[:5] == [0.001, 0.002, 0.004, 0.004, 0.004]
+            before = len(pauses)
+            gateway.promote("sql", 2)
+            await gateway.until(lambda: 0.001 in pauses[before:], "a try soon after the change")
 
     asyncio.run(scenario())
 

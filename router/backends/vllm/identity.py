@@ -42,6 +42,11 @@ async def identify(client: EngineClient, base_id: str, *, seconds: float) -> Ide
     await _require_base(client, base_id, seconds=seconds)
     if not isinstance(facts.get("started"), str):
         return Identity(plugin=False, started=await _start_time(client, seconds=seconds))
+    if facts.get("resolves") is False:
+        raise EngineFailed(
+            "has Branchline's guard but not its resolver: set BRANCHLINE_STORE and "
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 where it is started"
+        )
     return Identity(
         plugin=True,
         started=facts["started"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 SETTLED_SECONDS = 60.0
 LAST_WORDS_SECONDS = 0.5
+log = logging.getLogger("branchline.vllm")
 SECONDS_BETWEEN_PERCENTAGES = 5.0
 PORT_TRIES = 5
 
@@ -207,6 +209,9 @@ class ManagedEngine:
                 run = await self._bring_up()
             except (EngineFailed, OSError) as error:
                 self._change("down", str(error))
+            except Exception:
+                log.exception("starting vLLM failed")
+                self._change("down", "internal error, see the gateway's log")
 
     async def _until_it_ends(self, run: EngineRun, pause: float) -> float:
         """Waits; returns how long to pause before the next start."""
