@@ -1,6 +1,6 @@
 """What the gateway costs: throughput through it against straight to vLLM, and the time it adds to the first token.
 
-    python -m bench.vllm_gateway [--rounds 3] [--seconds 1.5] [--apart]
+    python -m bench.vllm_gateway [--rounds 3] [--seconds 1.5] [--waves 1] [--tokens N] [--concurrency N] [--apart]
 
 One vLLM with four random adapters on the pocket base, one gateway in front of it, and the load generator, all on the
 same cores; or, with `--apart`, vLLM on core 0 and the others on core 1: then the gateway takes no time from the engine,
@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import random
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,6 +67,15 @@ class Arms:
 
 
 @dataclass(frozen=True, slots=True)
+class Effort:
+    """How long to measure: rounds, about so many seconds of each arm in a round, answers of each client at least."""
+
+    rounds: int
+    seconds: float
+    waves: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """What was found for one length, concurrency and way of answering; one value a round."""
 
@@ -84,22 +94,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.5, help="of one arm in one round, about")
+    parser.add_argument("--waves", type=int, default=1, help="at least so many answers of each client in a round")
+    parser.add_argument("--tokens", type=int, nargs="*", default=LENGTHS, help="lengths of answers")
+    parser.add_argument("--concurrency", type=int, nargs="*", default=CONCURRENCIES)
     parser.add_argument("--apart", action="store_true", help="vLLM on core 0, gateway and load on core 1")
     arguments = parser.parse_args()
     require_vllm()
+    effort = Effort(arguments.rounds, arguments.seconds, arguments.waves)
+    shapes = [(tokens, clients) for tokens in arguments.tokens for clients in arguments.concurrency]
     core = 0 if arguments.apart else None
     with tempfile.TemporaryDirectory() as folder:
-        rows = asyncio.run(measure(Home.at(folder), arguments.rounds, arguments.seconds, core))
-    command = f"python -m bench.vllm_gateway --rounds {arguments.rounds} --seconds {arguments.seconds:g}"
-    title = "vLLM: through the gateway against straight to the engine"
-    if core is None:
-        write_results("vllm_gateway", f"{title}, all on the same cores", rows, command)
-    else:
-        write_results("vllm_gateway_apart", f"{title}, vLLM on a core of its own", rows, f"{command} --apart")
+        rows = asyncio.run(measure(Home.at(folder), effort, shapes, core))
+    where = "vLLM on a core of its own" if arguments.apart else "all on the same cores"
+    how = ", in steady state" if effort.waves > 1 else ""
+    name = f"vllm_gateway{'_apart' if arguments.apart else ''}{'_steady' if effort.waves > 1 else ''}"
+    title = f"vLLM: through the gateway against straight to the engine, {where}{how}"
+    write_results(name, title, rows, " ".join(["python -m bench.vllm_gateway", *sys.argv[1:]]))
 
 
-async def measure(home: Home, rounds: int, seconds: float, core: int | None) -> list[Row]:
-    """All cells, then the time to the first token."""
+async def measure(home: Home, effort: Effort, shapes: Sequence[tuple[int, int]], core: int | None) -> list[Row]:
+    """All cells, then the time to the first token. `shapes` are lengths of answers and numbers of clients."""
     names = publish_routes(home, ROUTES)
     with engine(home, "engine", core=core) as running:
         leave_to_engine(core)
@@ -115,17 +129,17 @@ async def measure(home: Home, rounds: int, seconds: float, core: int | None) -> 
                 {"gateway": served.pid, "engine": running.process.pid},
             )
             cells = [
-                await measure_cell(arms, tokens, concurrency, stream, rounds, seconds)
-                for tokens in LENGTHS
+                await measure_cell(arms, tokens, concurrency, stream, effort)
                 for stream in (False, True)
-                for concurrency in CONCURRENCIES
+                for tokens, concurrency in shapes
             ]
-            saturated = max(cell.direct_rate for cell in cells if cell.stream and cell.tokens == LENGTHS[0])
-            first = await measure_first_token(arms, saturated / 2)
+            shortest = min(cell.tokens for cell in cells)
+            saturated = max(cell.direct_rate for cell in cells if cell.stream and cell.tokens == shortest)
+            first = await measure_first_token(arms, shortest, saturated / 2)
     return [row for cell in cells for row in cell_rows(cell)] + first + [gpu_row()]
 
 
-async def measure_cell(arms: Arms, tokens: int, concurrency: int, stream: bool, rounds: int, seconds: float) -> Cell:
+async def measure_cell(arms: Arms, tokens: int, concurrency: int, stream: bool, effort: Effort) -> Cell:
     """Warm both arms up, find out how many requests fill a round, and let the arms take turns."""
 
     def legs_of(count: int, seed: int, tokens: int = tokens) -> list[Leg]:
@@ -133,9 +147,9 @@ async def measure_cell(arms: Arms, tokens: int, concurrency: int, stream: bool, 
 
     warm = await run_load(legs_of(concurrency * 2, seed=tokens + concurrency, tokens=min(LENGTHS)))
     speed = min(ran.tokens_a_second for ran in warm) / tokens
-    count = max(1, round(speed * seconds / concurrency)) * concurrency
+    count = max(effort.waves, round(speed * effort.seconds / concurrency)) * concurrency
     seed = 1000 * tokens + 10 * concurrency
-    legs = [leg for number in range(rounds) for leg in legs_of(count, seed + number)]
+    legs = [leg for number in range(effort.rounds) for leg in legs_of(count, seed + number)]
     ran = await run_load(legs, arms.watched)
     direct, through = _named(ran, "direct"), _named(ran, "gateway")
     answered = sum(len(one.answers) for one in through)
@@ -163,17 +177,17 @@ def cell_rows(cell: Cell) -> list[Row]:
     ]
 
 
-async def measure_first_token(arms: Arms, rate: float) -> list[Row]:
+async def measure_first_token(arms: Arms, tokens: int, rate: float) -> list[Row]:
     """Time to the first token at `rate` requests a second, and what the gateway adds to it."""
     count = max(1, round(rate * OPEN_SECONDS))
     legs = [
         leg
         for number in range(OPEN_ROUNDS)
-        for leg in arms.pair(count, tokens=LENGTHS[0], stream=True, seed=90_000 + number, rate=rate)
+        for leg in arms.pair(count, tokens=tokens, stream=True, seed=90_000 + number, rate=rate)
     ]
     ran = await run_load(legs)
     direct, through = [[_first(one) for one in _named(ran, name)] for name in ("direct", "gateway")]
-    note = f"open loop, {rate:.3g} requests/s, half of saturation, {LENGTHS[0]} tokens, streamed"
+    note = f"open loop, {rate:.3g} requests/s, half of saturation, {tokens} tokens, streamed"
     rows = [
         row_of_rounds(
             f"time to first token, added, {name}",

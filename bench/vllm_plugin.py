@@ -2,8 +2,8 @@
 
     python -m bench.vllm_plugin [--rounds 5]
 
-The stock engine is given the adapters at its start (`--lora-modules`). Both run on the same cores and take turns, so
-that one of them is always idle. On the CPU build the plugin also keeps adapters off the base's rows, as stock vLLM
+The stock engine is given the adapters at its start (`--lora-modules`). Both run on the same cores and take turns; the
+one that waits is stopped (SIGSTOP). On the CPU build the plugin also keeps adapters off the base's rows, as stock vLLM
 0.32.0 does not.
 """
 
@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import signal
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from adapters.home import Home
 from adapters.registry import Registry
-from tests.vllm_engine import vllm_engine
+from tests.vllm_engine import VllmEngine, vllm_engine
 
 from .engines import BASE_ID, Target, engine, mixed_asks, require_vllm
-from .load import Leg, run_load
+from .load import Ran, run_load
 from .random_routes import publish_routes
 from .results import Row, write_results
 from .spread import row_of_rounds
@@ -47,12 +51,12 @@ def measure(home: Home, rounds: int) -> list[Row]:
     folders = version_folders(home)
     modules = [f"{name}={folder}" for name, folder in folders.items()]
     with engine(home, "ours") as ours, vllm_engine(home.folder / "stock.log", "--lora-modules", *modules) as stock:
-        targets = [Target("ours", ours.url, ours.key), Target("stock", stock.url, stock.key)]
+        engines = {"ours": ours, "stock": stock}
         return [
             row
             for what, models in (("4 adapters", list(folders)), ("base", [BASE_ID]))
             for concurrency in CONCURRENCIES
-            for row in asyncio.run(measure_cell(targets, what, models, concurrency, rounds))
+            for row in asyncio.run(measure_cell(engines, what, models, concurrency, rounds))
         ]
 
 
@@ -65,15 +69,19 @@ def version_folders(home: Home) -> dict[str, Path]:
         registry.close()
 
 
-async def measure_cell(targets: list[Target], what: str, models: list[str], concurrency: int, rounds: int) -> list[Row]:
+async def measure_cell(
+    engines: Mapping[str, VllmEngine], what: str, models: list[str], concurrency: int, rounds: int
+) -> list[Row]:
     """The ratio of the two engines' throughput, round by round, after one that does not count."""
-    legs: list[Leg] = []
+    ran: list[Ran] = []
     for number in range(rounds + 1):
-        turn = targets if number % 2 else targets[::-1]
         asks = mixed_asks(models, WAVES * concurrency, tokens=TOKENS, seed=100 * concurrency + number)
-        legs += [target.leg(asks, concurrency=concurrency) for target in turn]
-    ran = await run_load(legs)
-    speeds = {target.name: [one.tokens_a_second for one in ran if one.name == target.name][1:] for target in targets}
+        for name in list(engines)[:: 1 if number % 2 else -1]:
+            running = engines[name]
+            with _others_stopped(engines, name):
+                leg = Target(name, running.url, running.key).leg(asks, concurrency=concurrency)
+                ran += await run_load([leg])
+    speeds = {name: [one.tokens_a_second for one in ran if one.name == name][1:] for name in engines}
     ratios = [mine / theirs for mine, theirs in zip(speeds["ours"], speeds["stock"], strict=True)]
     failed = sum(len(one.answers) - len(one.good) for one in ran)
     shown = f"{what}, concurrency {concurrency}"
@@ -81,6 +89,19 @@ async def measure_cell(targets: list[Target], what: str, models: list[str], conc
         row_of_rounds(f"{shown}: throughput against stock vLLM", ratios, "", f"{failed} failed" if failed else ""),
         row_of_rounds(f"{shown}: throughput with plugin and guard", speeds["ours"], "tokens/s"),
     ]
+
+
+@contextmanager
+def _others_stopped(engines: Mapping[str, VllmEngine], name: str) -> Iterator[None]:
+    """Only engine `name` runs: an idle one still takes some time from its cores."""
+    groups = [running.process.pid for other, running in engines.items() if other != name]
+    for group in groups:
+        os.killpg(group, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for group in groups:
+            os.killpg(group, signal.SIGCONT)
 
 
 if __name__ == "__main__":
