@@ -141,15 +141,18 @@ class Catalog:
             self._warming.follow(route)
 
     def _apply(self, view: View) -> list[TrackedRoute]:
-        """Learn what changed, and put in force what can be at once; returns the routes that changed."""
+        """Learn what changed, and put in force what can be at once; returns the routes with something to bring in."""
         versions: defaultdict[str, dict[int, AdapterVersion]] = defaultdict(dict)
         events: defaultdict[str | None, list[Event]] = defaultdict(list)
         for version in view.versions:
             versions[version.route][version.number] = version
         for event in view.events:
             events[event.route].append(event)
-        for state in view.routes:
-            self._learn(state, versions[state.name], events[state.name])
+        moved = [
+            self._routes[state.name]
+            for state in view.routes
+            if self._learn(state, versions[state.name], events[state.name])
+        ]
         changed = [self._routes[state.name] for state in view.routes]
         self._publish(view.serial, changed)
         for route in changed:
@@ -157,10 +160,14 @@ class Catalog:
         if view.live_classifier != self._wanted_classifier:
             self._wanted_classifier = view.live_classifier
             self._swap_classifier()
-        return changed
+        return moved
 
-    def _learn(self, state: RouteState, versions: Mapping[int, AdapterVersion], events: Sequence[Event]) -> None:
-        """`events` are those of this route since the last view, at least one."""
+    def _learn(self, state: RouteState, versions: Mapping[int, AdapterVersion], events: Sequence[Event]) -> bool:
+        """Whether other versions are wanted now, or some that could not be brought in may be tried again.
+
+        `events` are those of this route since the last view, at least one.
+        """
+        is_new = state.name not in self._routes
         route = self._routes.setdefault(state.name, TrackedRoute(state, versions, 0))
         before, kept = route.wanted, route.kept_warm
         route.dropped |= set(route.state.stack) - set(state.stack)  # a rollback may pop more than the live version
@@ -173,6 +180,7 @@ class Catalog:
         self._settle(route)
         for number in set(kept) - set(route.kept_warm):
             self._residency.release(versions[number])
+        return is_new or (route.wanted, route.kept_warm) != (before, kept) or bool(route.failed)
 
     def _settle(self, route: TrackedRoute) -> None:
         """Put in force what may answer now; what is wanted, if it is resident, at once."""

@@ -231,6 +231,19 @@ def test_what_cannot_be_brought_in_is_tried_ever_more_rarely_until_the_route_cha
     asyncio.run(scenario())
 
 
+def test_a_change_of_policy_loads_nothing_again(home: Home, stock: Stock) -> None:
+    async def scenario() -> None:
+        async with running(home, stock.base, live=[("sql", 1)]) as gateway:
+            gateway.engine.lose(gateway.engine_name("sql", 1))
+            change = gateway.registry.change_route("sql", policy={"cold_wait_ms": 5})
+            await gateway.applied(change.event.serial)
+            await gateway.catalog.settled()
+            assert gateway.engine.script.loads == ["sql@1"]
+            assert gateway.catalog.snapshot.routes["sql"].cold_wait_ms == 5
+
+    asyncio.run(scenario())
+
+
 # -- probes -----------------------------------------------------------------------------------------------------------
 
 
