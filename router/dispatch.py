@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from .backends.base import Backend
@@ -34,10 +34,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A decision and the snapshot it was made under."""
+    """A decision, the snapshot it was made under, and when (`time.perf_counter`)."""
 
     decision: Decision
     snapshot: Snapshot
+    at: float = field(default_factory=time.perf_counter)
 
 
 class Dispatcher:
@@ -69,7 +70,6 @@ class Dispatcher:
         self._unreleased += unreleased
         try:
             chosen = await self._brought_in(chosen, choose)
-            decided = time.perf_counter()
             call = Call(request.endpoint, chosen.decision.engine_name, request.body, request.stream, request_id)
             chosen, reply = await self._open(call, chosen, choose)
         except BaseException:
@@ -77,7 +77,7 @@ class Dispatcher:
             raise
         ended = partial(self._ended, chosen.decision, request_id, unreleased)
         body = Followed(reply.body, ended, started=started, stream=request.stream)
-        return Answer(chosen.decision, Reply(body, reply.content_type), chosen.snapshot.serial, decided - started)
+        return Answer(chosen.decision, Reply(body, reply.content_type), chosen.snapshot.serial, chosen.at - started)
 
     def _scores(self, request: ClientRequest) -> Scores | NotScored:
         if request.model != AUTO:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -71,8 +72,13 @@ async def asked(gateway: Gateway) -> asyncio.Task[Answer]:
 def test_a_request_waits_for_the_version_and_is_answered_by_it(home: Home, stock: Stock) -> None:
     async def scenario(gateway: Gateway) -> None:
         waiting = await asked(gateway)
+        asked_at = time.perf_counter()
+        await gateway.applied(gateway.registry.create_route("another").event.serial)  # something that takes a while
+        waited = time.perf_counter() - asked_at
         gateway.engine.script.release("sql@1")
-        assert facts(await finished(await waiting)) == ("live", "pinned", "sql", 1)
+        answer = await finished(await waiting)
+        assert facts(answer) == ("live", "pinned", "sql", 1)
+        assert answer.overhead_seconds >= waited, "the wait is the gateway's"
 
     cold(home, stock, scenario)
 
