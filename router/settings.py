@@ -97,7 +97,8 @@ def _fits_a_header(key: str | None) -> bool:
 
 def _engine_problems(engine: EngineSettings, given: Mapping[str, object]) -> Sequence[str]:
     """Flags that would have no effect are refused: who gives one believes that it has."""
-    problems = [f"--engine {url!r:.100}: {fault}" for url in engine.urls if (fault := _url_fault(url))]
+    shown = {url: "URL" if _has_key(url) else f"{url!r:.100}" for url in engine.urls}  # a key is not repeated
+    problems = [f"--engine {shown[url]}: {fault}" for url in engine.urls if (fault := _url_fault(url))]
     if engine.urls and engine.backend != "vllm":
         problems.append(f"--engine needs --backend vllm, found {engine.backend}")
     if engine.store and not engine.urls:
@@ -113,14 +114,23 @@ def _engine_problems(engine: EngineSettings, given: Mapping[str, object]) -> Seq
     return problems
 
 
-def _url_fault(url: str) -> str | None:
+def is_engine_address(url: str) -> bool:
+    """Whether `url` is http or https with a host, a port that can be, and no key in it."""
     try:
         parts = urlsplit(url)
-        reachable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not _has_key(url)
     except ValueError:
-        return "expected http://HOST:PORT"
-    if not reachable:
-        return "expected http://HOST:PORT"
-    if parts.username or parts.password:
+        return False
+
+
+def _has_key(url: str) -> bool:
+    return "@" in url.partition("://")[2].partition("/")[0]
+
+
+def _url_fault(url: str) -> str | None:
+    if _has_key(url):
         return f"a URL may not carry a key; set {ENGINE_KEY}"
+    if not is_engine_address(url):
+        return "expected http://HOST:PORT"
+    parts = urlsplit(url)
     return None if parts.path in ("", "/") and not parts.query and not parts.fragment else "expected no path"

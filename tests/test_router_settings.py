@@ -77,3 +77,9 @@ def test_a_flag_wins_over_the_environment() -> None:
 def test_engine_flags_that_are_wrong_or_would_do_nothing_are_refused(engine: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigInvalid, match=message):
         settings({}, engine=engine)
+
+
+def test_a_key_in_an_engines_url_is_not_repeated() -> None:
+    with pytest.raises(ConfigInvalid) as refused:
+        settings({}, engine={"backend": "vllm", "urls": ("http://user:secret@one:1",)})
+    assert "secret" not in str(refused.value)

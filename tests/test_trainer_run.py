@@ -161,7 +161,7 @@ def test_a_run_resumed_again_and_again_equals_the_uninterrupted_one_bit_for_bit(
 def test_a_damaged_state_is_refused_and_left_alone(files: Files, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         execute(files.values, tmp_path / "out", Watcher(patience=2))
-    [state] = (tmp_path / "out/work/states").glob("step-*/state.pt")
+    [state] = (tmp_path / "out" / "work" / "states").glob("step-*/state.pt")
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(CheckpointInvalid, match="cannot be read"):
         execute(files.values, tmp_path / "out")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from ...errors import ConfigInvalid
+from ...settings import is_engine_address
 from .backend import Engine, VllmBackend
 from .client import FixedAddress
 from .process import ManagedEngine
@@ -31,7 +32,7 @@ def external_backend(
     problems = [
         f"engine {place} has no address that can be used, expected http://HOST:PORT (a key goes into the environment)"
         for place, url in enumerate(urls, 1)
-        if not _is_address(url)
+        if not is_engine_address(url)
     ]
     problems += [f"{url} is given twice" for url in dict.fromkeys(urls) if urls.count(url) > 1]
     if problems or not urls:
@@ -55,16 +56,6 @@ def managed_backend(
     backend = VllmBackend(base_id, [own], base_fingerprint=base_fingerprint, rhythm=rhythm)
     engine.on_change = backend.look
     return backend
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return (
-            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
-        )
-    except ValueError:
-        return False
 
 
 def _name(url: str) -> str:
