@@ -36,6 +36,7 @@ from tests.vllm_engine import BASE_ID, POCKET_BASE, VllmEngine, needs_vllm, vllm
 
 pytestmark = [needs_vllm, pytest.mark.timeout(600)]
 DEADLINE = 60.0
+SEVERAL = 16  # so many long answers at once that none ends before the test goes on
 STRONG = 256  # as `lora_alpha` of a random adapter: its answers are surely not another's
 USER = {"role": "user", "content": "tell me about 7 apples"}
 TOOL = {
@@ -249,14 +250,14 @@ def test_a_core_that_stands_still_is_found_while_the_engine_says_it_is_healthy(s
         await backend.start()
         try:
             endless = Call("chat/completions", BASE_ID, chat(max_tokens=900, ignore_eos=True, stream=True), True, "r-2")
-            reply = await backend.open(endless)
-            await anext(reply.body)
+            replies = [await backend.open(endless) for _ in range(SEVERAL)]
             with stopped_core(served.engine):
                 assert await asyncio.to_thread(served.engine.get, "/health") == (200, "")
                 waiting = asyncio.create_task(backend.open(endless))
-                with pytest.raises(EngineFailed):
-                    async for _ in reply.body:
-                        pass
+                for reply in replies:
+                    with pytest.raises(EngineFailed):
+                        async for _ in reply.body:
+                            pass
                 with pytest.raises(EngineUnavailable):
                     await waiting
                 assert backend.engines[0].problem == HANGS
@@ -277,10 +278,18 @@ def stopped_core(engine: VllmEngine) -> Iterator[None]:
     for pid in others:
         os.kill(pid, signal.SIGSTOP)
     try:
+        while any(is_running(pid) for pid in others):
+            pass
         yield
     finally:
         for pid in others:
             os.kill(pid, signal.SIGCONT)
+
+
+def is_running(pid: int) -> bool:
+    """Whether any thread of it has not stopped yet."""
+    states = (status.read_text() for status in Path(f"/proc/{pid}/task").glob("*/status"))
+    return any("State:\tT" not in state for state in states)
 
 
 def group_of(leader: int) -> list[int]:
