@@ -17,6 +17,7 @@ FOLDERS = (
     "router/backends/embedded",
     "router/backends/vllm",
     "trainer",
+    "trainer/methods",
     "examples/quickstart",
     "examples/quickstart/curriculum",
     "bench",

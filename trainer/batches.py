@@ -23,11 +23,13 @@ class Batch:
 
     `labels[i, t]` is the token at t where it is supervised and `IGNORED` elsewhere; the model predicts it at t − 1.
     Rows are padded on the left by default, so that completions end together and logits are needed only there.
+    `rows[i]` is the digest of the example in line i, by which a method finds what it keeps about it.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    rows: tuple[str, ...] = ()
 
     @property
     def position_ids(self) -> Tensor:
@@ -51,7 +53,7 @@ class Batch:
         return max(1, self.labels.shape[1] - int(columns[0])) if len(columns) else 1
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device), self.rows)
 
 
 class BatchSource(Protocol):
@@ -144,12 +146,14 @@ def group_by_length(indices: Sequence[int], lengths: Sequence[int], batch_tokens
 
 
 def collate(examples: Sequence[Encoded], pad_token: int) -> Batch:
-    """Pad on the left; prompt and padding are not supervised."""
+    """Pad on the left; prompt, padding and each example's `dropped` tokens are not supervised."""
     longest = max(len(example) for example in examples)
     ids, mask, labels = [], [], []
     for example in examples:
         gap = longest - len(example)
         ids.append([pad_token] * gap + [*example.prompt, *example.completion])
         mask.append([0] * gap + [1] * len(example))
-        labels.append([IGNORED] * (gap + len(example.prompt)) + [*example.completion])
-    return Batch(torch.tensor(ids), torch.tensor(mask), torch.tensor(labels))
+        kept = [IGNORED if at in example.dropped else token for at, token in enumerate(example.completion)]
+        labels.append([IGNORED] * (gap + len(example.prompt)) + kept)
+    rows = tuple(example.row for example in examples)
+    return Batch(torch.tensor(ids), torch.tensor(mask), torch.tensor(labels), rows)

@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 
 from .batches import BatchSource
 from .errors import CheckpointInvalid
+from .methods.recipe import Stateful
 from .model import load_weights, save_adapter
 
 _STATE = "state.pt"
@@ -35,15 +36,24 @@ class Position:
 
 
 def save_checkpoint(
-    folder: Path, model: Any, optimizer: torch.optim.Optimizer, batches: BatchSource, position: Position, base_id: str
+    folder: Path,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    batches: BatchSource,
+    position: Position,
+    base_id: str,
+    parts: Sequence[Stateful] = (),
 ) -> None:
-    """Write weights, optimiser, random state and batch position as `folder/step-N`, then drop older ones."""
+    """Write weights, optimiser, random state, batch position and the methods' `parts` as `folder/step-N`, then drop
+    older ones.
+    """
     target = folder / f"step-{position.step:08d}"
     aside = folder / "writing"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     save_adapter(model, aside / "adapter", base_id)
     state = {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+    state["parts"] = [dict(part.state()) for part in parts]
     torch.save(state, aside / _STATE)
     written = {"position": asdict(position), "batches": dict(batches.state())}
     (aside / _POSITION).write_text(json.dumps(written), encoding="utf-8")
@@ -58,7 +68,11 @@ def save_checkpoint(
 
 
 def restore_checkpoint(
-    folder: Path, model: Any, optimizer: torch.optim.Optimizer, batches: BatchSource
+    folder: Path,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    batches: BatchSource,
+    parts: Sequence[Stateful] = (),
 ) -> Position | None:
     """Put everything back to the latest checkpoint under `folder`; `None` where there is none.
 
@@ -74,6 +88,8 @@ def restore_checkpoint(
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         batches.restore(written["batches"])
+        for part, saved in zip(parts, state["parts"], strict=True):
+            part.restore(saved)
         return _position(written["position"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointInvalid(

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from adapters.check import WEIGHTS_FILE
 from adapters.errors import InvalidName
 from adapters.rows import sha256_json
 from adapters.types import parse_route_name
 
 from .errors import ConfigInvalid
+from .methods.settings import MethodSettings, parse_method
 
 ScoredMetric = Literal["exact_match", "json_equal", "contains"]
 Schedule = Literal["constant", "linear", "cosine"]
+Checked = TypeVar("Checked", bound=BaseModel)
 Part = Literal["all", "evidence"]
 ALL_LINEAR = "all-linear"
 # What names things or only changes how fast or where the same result is made.
-_NOT_IDENTITY = frozenset({"base", "data", "eval", "select", "guardrails", "decisions", "out", "threads"})
+_FILES = frozenset({"data", "eval", "select", "guardrails", "decisions", "past", "anchors", "start"})
+_NOT_IDENTITY = _FILES | {"base", "out", "threads"}
+
+
+_MethodText = Annotated[MethodSettings, BeforeValidator(parse_method)]
 
 
 def _several(value: object) -> object:
@@ -51,10 +58,14 @@ class _Config(BaseModel):
 
     @model_validator(mode="after")
     def _distinct_guardrails(self) -> Self:
-        names = [file.stem for file in self.guardrails]
-        if len(set(names)) != len(names):
-            raise ValueError(f"guardrails: two files of one name: {', '.join(sorted(names))}")
-        return self
+        return _distinct(self, "guardrails", self.guardrails)
+
+
+def _distinct(config: Checked, key: str, files: Sequence[Path]) -> Checked:
+    names = [file.stem for file in files]
+    if len(set(names)) != len(names):
+        raise ValueError(f"{key}: two files of one name: {', '.join(sorted(names))}")
+    return config
 
 
 class AssessConfig(_Config):
@@ -70,6 +81,14 @@ class TrainConfig(_Config):
     name: str = Field(description="Route the adapter is for.")
     data: Path = Field(description="Training rows (JSON Lines, .gz too).")
     select: Path | None = Field(None, description="Rows that choose the checkpoint.")
+    start: Path | None = Field(None, description="Adapter folder to start from, and to stay near [a fresh adapter].")
+    past: Annotated[tuple[Path, ...], BeforeValidator(_several)] = Field(
+        (), description="Training rows of an earlier task, for methods that remember; may be given several times."
+    )
+    anchors: Path | None = Field(None, description="Rows on which behaviour should stay as it is.")
+    methods: Annotated[tuple[_MethodText, ...], BeforeValidator(_several)] = Field(
+        (), description="NAME:KEY=VALUE,… see docs/methods.md; may be given several times."
+    )
 
     rank: int = Field(16, ge=1, le=512, description="Rank of the adapter.")
     alpha: int = Field(32, ge=1, description="Scale: the update is alpha / rank x B A.")
@@ -82,6 +101,7 @@ class TrainConfig(_Config):
     lr: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
     epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="End after this many optimiser steps.")
+    max_tokens: int | None = Field(None, ge=1, description="End after this many tokens, padding not counted.")
     max_seconds: float | None = Field(None, gt=0, description="End after this long training, evaluation not counted.")
     batch_tokens: int = Field(2048, ge=1, description="Padded tokens of one micro-batch, at most.")
     accumulation: int = Field(1, ge=1, description="Micro-batches of one optimiser step.")
@@ -92,6 +112,10 @@ class TrainConfig(_Config):
     seed: int = Field(0, ge=0, lt=2**32, description="Draws initial weights, order of rows and dropout.")
 
     checkpoints: int = Field(4, ge=1, le=100, description="How many points of the run may become the adapter.")
+
+    @model_validator(mode="after")
+    def _distinct_past(self) -> Self:
+        return _distinct(self, "past", self.past)
 
     @field_validator("name")
     @classmethod
@@ -105,7 +129,9 @@ class TrainConfig(_Config):
     def files(self) -> Mapping[str, Path]:
         """Every row file of the run by the name it has in messages and evidence."""
         named = {"data": self.data, "eval": self.eval, "select": self.select, "decisions": self.decisions}
+        named |= {"anchors": self.anchors, "start": self.start and self.start / WEIGHTS_FILE}
         present = {name: file for name, file in named.items() if file is not None}
+        present |= {f"past {file.stem}": file for file in self.past}
         return present | {f"guardrail {file.stem}": file for file in self.guardrails}
 
     @property
@@ -159,9 +185,12 @@ def _problem(where: tuple[int | str, ...], kind: str, message: str, found: objec
 
 
 def _missing_files(values: Mapping[str, object]) -> list[str]:
-    guardrails = _several(values.get("guardrails") or [])
-    named = [(key, values.get(key)) for key in ("data", "eval", "select", "decisions")]
-    named += [("guardrails", file) for file in guardrails] if isinstance(guardrails, (list, tuple)) else []
+    named = [(key, values.get(key)) for key in ("data", "eval", "select", "decisions", "anchors")]
+    start = values.get("start")
+    named += [("start", Path(start) / WEIGHTS_FILE)] if isinstance(start, (str, Path)) else []
+    for key in ("guardrails", "past"):
+        files = _several(values.get(key) or [])
+        named += [(key, file) for file in files] if isinstance(files, (list, tuple)) else []
     return [
         f"{key}: no file {str(file)!r}"
         for key, file in named

@@ -38,16 +38,24 @@ class ChatTokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example in token ids. `completion` is the answer and the token that ends the turn: what is supervised."""
+    """One example in token ids. `completion` is the answer and the token that ends the turn: what is supervised,
+    but for the positions of it in `dropped`, which the model reads and the loss leaves out.
+    """
 
     row: str
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
     messages: tuple[Message, ...]
     answer: str
+    dropped: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
+
+    @property
+    def supervised(self) -> int:
+        """Number of supervised tokens."""
+        return len(self.completion) - len(self.dropped)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ OUT/adapter/        the PEFT folder of the chosen checkpoint
 OUT/evidence.json   what `adapter add --evidence` takes
 OUT/evidence.html   the same to look at
 OUT/run.json        settings, digests, versions, timings; written last: where it is, the run is done
+OUT/methods/        what methods leave for later stages, where there is any
 OUT/work/           while the run lasts: identity, resumable state, candidates, cached base scores
 """
 
@@ -37,6 +38,11 @@ class RunFolder:
     @property
     def page(self) -> Path:
         return self.out / "evidence.html"
+
+    @property
+    def methods(self) -> Path:
+        """What methods leave behind for later stages, one folder each."""
+        return self.out / "methods"
 
     @property
     def work(self) -> Path:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import torch
 from adapters.base import Base
 from adapters.check import FILES
 from adapters.rows import sha256_file
+from adapters.types import Json
 
-from .batches import ShuffledBatches
+from .batches import BatchSource, ShuffledBatches
 from .candidates import Candidates
 from .checkpoint import Position, restore_checkpoint, save_checkpoint
 from .comparison import Comparison
@@ -26,15 +28,18 @@ from .config import TrainConfig
 from .evaluate import make_evaluator
 from .folder import RunFolder, write_text
 from .loop import StepReport, train
+from .methods.build import build_recipe
+from .methods.recipe import Context, Recipe
 from .model import LoadedBase, LoraShape, add_lora, load_base, load_weights
 from .objective import Objective
 from .observer import Observer, interrupted, watch_scoring
 from .page import render_page
+from .past import read_past
 from .probe import take_probe
 from .report import Findings, make_evidence, summarise
 from .schedule import Budget, LearningRate
 from .select import Candidate, choose
-from .task import Task, read_task
+from .task import Task, find_max_length, read_task
 
 SAVE_EVERY_SECONDS = 20.0
 
@@ -49,6 +54,7 @@ class Run:
     loaded: LoadedBase
     model: Any
     task: Task
+    recipe: Recipe
     comparison: Comparison
     candidates: Candidates
     observer: Observer
@@ -59,34 +65,41 @@ class Run:
         Raises `Interrupted` where the observer asks to stop; the same call later goes on from there.
         """
         position = self.train()
+        found = self.finish_methods()
         scored = self.candidates.score_all(position.candidates)
-        return self.judge(position, scored)
+        return self.judge(position, scored, found)
 
     def train(self) -> Position:
         """Train from the latest saved state to the end of the budget, scoring candidates on the way."""
-        config = self.config
-        batches = ShuffledBatches(
-            self.task.train.examples,
+        config, recipe = self.config, self.recipe
+        plain = ShuffledBatches(
+            reduce(lambda examples, rewrite: tuple(rewrite(examples)), recipe.rewrite, self.task.train.examples),
             batch_tokens=config.batch_tokens,
             seed=config.seed,
             pad_token=self.loaded.pad_token,
         )
-        budget = make_budget(config, batches.per_epoch)
+        batches: BatchSource = plain
+        for wrap in recipe.wrap:
+            batches = wrap(batches)
+        budget = make_budget(config, plain.per_epoch)
         optimizer = make_optimizer(self.model, config)
-        position = restore_checkpoint(self.folder.states, self.model, optimizer, batches) or Position()
+        parts = recipe.stateful
+        position = restore_checkpoint(self.folder.states, self.model, optimizer, batches, parts) or Position()
         if position.step:
             self.observer.say(f"going on from step {position.step}")
         reports = train(
             self.model,
             batches,
-            Objective(),
+            Objective(recipe.penalties),
             optimizer,
             budget=budget,
             learning_rate=LearningRate(config.lr, config.schedule, config.warmup),
             accumulation=config.accumulation,
             grad_clip=config.grad_clip,
+            hooks=recipe.hooks,
             step=position.step,
             seconds=position.seconds,
+            tokens=position.tokens,
         )
         saved = time.monotonic()
         for report in reports:
@@ -96,7 +109,8 @@ class Run:
                 self.candidates.keep(report.step)
             stopping = self.observer.stop_requested
             if due or stopping or time.monotonic() - saved > SAVE_EVERY_SECONDS:
-                save_checkpoint(self.folder.states, self.model, optimizer, batches, position, self.loaded.base.id)
+                base_id = self.loaded.base.id
+                save_checkpoint(self.folder.states, self.model, optimizer, batches, position, base_id, parts)
                 saved = time.monotonic()
             if stopping:
                 raise interrupted(f"at step {report.step}")
@@ -106,7 +120,20 @@ class Run:
                 self._say_score(self.candidates.score(report.step), position)
         return position
 
-    def judge(self, position: Position, scored: list[Candidate]) -> Mapping[str, object]:
+    def finish_methods(self) -> Mapping[str, Mapping[str, Json]]:
+        """What each method found and left for later stages."""
+        found = {}
+        for name, finish in self.recipe.finish.items():
+            left = self.folder.methods / name
+            left.mkdir(parents=True, exist_ok=True)
+            found[name] = finish(self.model, left)
+            if not any(left.iterdir()):
+                left.rmdir()
+        return found
+
+    def judge(
+        self, position: Position, scored: list[Candidate], found: Mapping[str, Mapping[str, Json]]
+    ) -> Mapping[str, object]:
         """Choose the checkpoint, compare it with the base on the evidence's own items, write everything."""
         choice = choose(scored, self.config.guardrail_bound)
         chosen = self.folder.candidate(choice.step)
@@ -127,6 +154,7 @@ class Run:
         write_text(self.folder.page, render_page(self.config.name, self.loaded.base.id, findings, evidence))
         record = self._record(position) | {"result": summarise(findings), "evidence_digest": evidence.digest}
         record["weights_digest"] = evidence.weights_digest
+        record["methods"] = found
         self.folder.finish(record)
         return record
 
@@ -170,16 +198,32 @@ def prepare(config: TrainConfig, base: Base, identity: str, folder: RunFolder, o
     torch.manual_seed(config.seed)
     shape = LoraShape(config.rank, config.alpha, config.targets, config.dropout, config.rslora)
     model = add_lora(loaded, shape)
+    if config.start:
+        load_weights(model, config.start)
+    recipe = build_recipe(config.methods, make_context(config, loaded, model, task, folder, observer))
     evaluator = make_evaluator(config, model, loaded)
     on_batch = watch_scoring(observer)
     comparison = Comparison(evaluator, base.fingerprint, config.name, task.decisions, folder.work, on_batch)
     candidates = Candidates(folder, model, base.id, comparison, task.selecting)
-    return Run(config, identity, folder, loaded, model, task, comparison, candidates, observer)
+    return Run(config, identity, folder, loaded, model, task, recipe, comparison, candidates, observer)
+
+
+def make_context(
+    config: TrainConfig, loaded: LoadedBase, model: Any, task: Task, folder: RunFolder, observer: Observer
+) -> Context:
+    """What the methods of the run may know."""
+    judged = (*task.selecting.datasets, *task.judging.datasets)
+    past = read_past(config, loaded, find_max_length(config.max_length, loaded), judged)
+    rows = frozenset(row for dataset in judged for row in dataset.rows)
+    cache = folder.work / "methods"
+    cache.mkdir(parents=True, exist_ok=True)
+    examples = task.train.examples
+    return Context(loaded, model, examples, past, rows, config.seed, config.batch_tokens, cache, observer)
 
 
 def make_budget(config: TrainConfig, per_epoch: int) -> Budget:
     steps = max(1, math.ceil(config.epochs * per_epoch / config.accumulation))
-    return Budget(min(steps, config.max_steps or steps), config.max_seconds)
+    return Budget(min(steps, config.max_steps or steps), config.max_seconds, config.max_tokens)
 
 
 def make_optimizer(model: Any, config: TrainConfig) -> torch.optim.Optimizer:
@@ -189,7 +233,7 @@ def make_optimizer(model: Any, config: TrainConfig) -> torch.optim.Optimizer:
 
 def passes_point(budget: Budget, position: Position, report: StepReport, points: int) -> bool:
     """Whether the step of `report` passes one of the run's evenly spaced evaluation points."""
-    before = budget.progress(position.step, position.seconds)
+    before = budget.progress(position.step, position.seconds, position.tokens)
     return math.floor(report.progress * points) > math.floor(before * points)
 
 

@@ -10,15 +10,19 @@ from .config import Schedule
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """When a run ends: after `steps` optimiser steps or `seconds` of training, whichever comes first."""
+    """When a run ends: after `steps` optimiser steps, `tokens` non-padding tokens or `seconds` of training, whichever
+    comes first.
+    """
 
     steps: int
     seconds: float | None = None
+    tokens: int | None = None
 
-    def progress(self, step: int, seconds: float) -> float:
+    def progress(self, step: int, seconds: float, tokens: int = 0) -> float:
         """The share of the budget that is used up, from 0 to 1. With `seconds` it depends on the machine's speed."""
         spent = seconds / self.seconds if self.seconds else 0.0
-        return min(1.0, max(step / self.steps, spent))
+        read = tokens / self.tokens if self.tokens else 0.0
+        return min(1.0, max(step / self.steps, spent, read))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,104 @@
+"""What a method may bring to a run, and what it may know when it is built.
+
+A method is a file in this folder named as its settings' `method`, with one function:
+
+    def build(settings: <its settings>, context: Context) -> Recipe
+
+The loop knows nothing of methods: it gets penalties, a batch source and hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from adapters.types import Json
+
+from ..batches import BatchSource
+from ..data import Encoded
+from ..loop import Hook
+from ..model import LoadedBase
+from ..objective import Penalty
+from ..observer import Observer
+from ..past import Past
+
+Rewrite = Callable[[Sequence[Encoded]], Sequence[Encoded]]
+Wrap = Callable[[BatchSource], BatchSource]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A run just before its first step. `model` carries the starting weights, on their device, adapter `default`.
+
+    `judged` holds the digests of every row that any evaluation of the run reads: none of them may be learned from.
+    `cache` is a folder that lasts as long as the run and is empty when it begins: put costly things there, so that a
+    resumed run does not pay again. `supervised` is T_new, the unique supervised tokens of `examples`.
+    """
+
+    loaded: LoadedBase
+    model: Any
+    examples: tuple[Encoded, ...]
+    past: Past
+    judged: frozenset[str]
+    seed: int
+    batch_tokens: int
+    cache: Path
+    observer: Observer
+
+    @property
+    def supervised(self) -> int:
+        return sum(example.supervised for example in self.examples)
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A penalty, hook or method that changes while a run lasts, and goes on exactly where it was."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Tensors, numbers, strings, and lists and dicts of them: what `torch.load(weights_only=True)` reads."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go to `state`."""
+
+
+class Finish(Protocol):
+    """What a method does when the last step is taken, before the adapter is judged."""
+
+    def __call__(self, model: Any, folder: Path) -> Mapping[str, Json]:
+        """Leave in `folder` (which exists) what a later stage needs; return what run.json should say: plain numbers
+        and words, costs in seconds.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What one method, or several, bring to a run.
+
+    `rewrite` changes the training rows before they are batched, `wrap` the batch source around them; both in order.
+    `finish` is called by name of the method. Building draws nothing from torch's global generator and leaves model
+    parameters, gradients and mode as they were: a method of weight 0 changes no bit of the run.
+    """
+
+    penalties: tuple[Penalty, ...] = ()
+    hooks: tuple[Hook, ...] = ()
+    rewrite: tuple[Rewrite, ...] = ()
+    wrap: tuple[Wrap, ...] = ()
+    finish: Mapping[str, Finish] = field(default_factory=dict)
+
+    def plus(self, other: Recipe) -> Recipe:
+        """Both, this one first."""
+        return Recipe(
+            (*self.penalties, *other.penalties),
+            (*self.hooks, *other.hooks),
+            (*self.rewrite, *other.rewrite),
+            (*self.wrap, *other.wrap),
+            {**self.finish, **other.finish},
+        )
+
+    @property
+    def stateful(self) -> tuple[Stateful, ...]:
+        """Its parts that must be saved with a checkpoint, each once, in a fixed order."""
+        parts = {id(part): part for part in (*self.penalties, *self.hooks) if isinstance(part, Stateful)}
+        return tuple(parts.values())
