@@ -23,7 +23,7 @@ Checked = TypeVar("Checked", bound=BaseModel)
 Part = Literal["all", "evidence"]
 ALL_LINEAR = "all-linear"
 # What names things or only changes how fast or where the same result is made.
-_FILES = frozenset({"data", "eval", "select", "guardrails", "decisions", "past", "anchors", "start"})
+_FILES = frozenset({"data", "eval", "select", "guardrails", "decisions", "past", "anchors", "adapters", "start"})
 _NOT_IDENTITY = _FILES | {"base", "out", "threads"}
 
 
@@ -82,10 +82,15 @@ class TrainConfig(_Config):
     data: Path = Field(description="Training rows (JSON Lines, .gz too).")
     select: Path | None = Field(None, description="Rows that choose the checkpoint.")
     start: Path | None = Field(None, description="Adapter folder to start from, and to stay near [a fresh adapter].")
+    adapters: Annotated[tuple[Path, ...], BeforeValidator(_several)] = Field(
+        (), description="Adapter folder of another task, to keep clear of; may be given several times."
+    )
     past: Annotated[tuple[Path, ...], BeforeValidator(_several)] = Field(
         (), description="Training rows of an earlier task, for methods that remember; may be given several times."
     )
-    anchors: Path | None = Field(None, description="Rows on which behaviour should stay as it is.")
+    anchors: Annotated[tuple[Path, ...], BeforeValidator(_several)] = Field(
+        (), description="Rows on which behaviour should stay as it is; may be given several times."
+    )
     methods: Annotated[tuple[_MethodText, ...], BeforeValidator(_several)] = Field(
         (), description="NAME:KEY=VALUE,… see docs/methods.md; may be given several times."
     )
@@ -115,7 +120,7 @@ class TrainConfig(_Config):
 
     @model_validator(mode="after")
     def _distinct_past(self) -> Self:
-        return _distinct(self, "past", self.past)
+        return _distinct(_distinct(self, "past", self.past), "anchors", self.anchors)
 
     @field_validator("name")
     @classmethod
@@ -129,9 +134,11 @@ class TrainConfig(_Config):
     def files(self) -> Mapping[str, Path]:
         """Every row file of the run by the name it has in messages and evidence."""
         named = {"data": self.data, "eval": self.eval, "select": self.select, "decisions": self.decisions}
-        named |= {"anchors": self.anchors, "start": self.start and self.start / WEIGHTS_FILE}
+        named |= {"start": self.start and self.start / WEIGHTS_FILE}
         present = {name: file for name, file in named.items() if file is not None}
+        present |= {f"adapter {number}": one / WEIGHTS_FILE for number, one in enumerate(self.adapters, start=1)}
         present |= {f"past {file.stem}": file for file in self.past}
+        present |= {f"anchors {file.stem}": file for file in self.anchors}
         return present | {f"guardrail {file.stem}": file for file in self.guardrails}
 
     @property
@@ -185,10 +192,12 @@ def _problem(where: tuple[int | str, ...], kind: str, message: str, found: objec
 
 
 def _missing_files(values: Mapping[str, object]) -> list[str]:
-    named = [(key, values.get(key)) for key in ("data", "eval", "select", "decisions", "anchors")]
+    named = [(key, values.get(key)) for key in ("data", "eval", "select", "decisions")]
     start = values.get("start")
     named += [("start", Path(start) / WEIGHTS_FILE)] if isinstance(start, (str, Path)) else []
-    for key in ("guardrails", "past"):
+    others = _several(values.get("adapters") or [])
+    named += [("adapters", Path(one) / WEIGHTS_FILE) for one in others] if isinstance(others, (list, tuple)) else []
+    for key in ("guardrails", "past", "anchors"):
         files = _several(values.get(key) or [])
         named += [(key, file) for file in files] if isinstance(files, (list, tuple)) else []
     return [

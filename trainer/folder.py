@@ -20,6 +20,8 @@ from pathlib import Path
 
 from .errors import FolderOccupied
 
+METHODS = "methods"
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -42,7 +44,7 @@ class RunFolder:
     @property
     def methods(self) -> Path:
         """What methods leave behind for later stages, one folder each."""
-        return self.out / "methods"
+        return self.out / METHODS
 
     @property
     def work(self) -> Path:

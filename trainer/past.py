@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .config import TrainConfig
 from .data import Dataset, Encoded, read_training, refuse_shared
+from .folder import METHODS
 from .model import LoadedBase
 
 
@@ -29,15 +30,15 @@ class Past:
 
     `tasks` in the order they were learned. `anchors` are inputs on which behaviour should stay as it is.
     `start` is the PEFT folder the run begins from and the reference to stay near; `None` is the base. `adapters`
-    are PEFT folders of other tasks' own adapters. `stages` are the method states that earlier stages of the same
-    sequence left behind (`methods.recipe.Method.finish`), oldest first.
+    are PEFT folders of other tasks' own adapters. `left` is the folder in which the methods of the run that wrote
+    `start` left what they know (`recipe.Finish`), one folder below it per method.
     """
 
     tasks: tuple[PastTask, ...] = ()
     anchors: tuple[Encoded, ...] = ()
     start: Path | None = None
     adapters: tuple[Path, ...] = ()
-    stages: tuple[Path, ...] = ()
+    left: Path | None = None
 
 
 def read_past(config: TrainConfig, loaded: LoadedBase, max_length: int, judged: tuple[Dataset, ...]) -> Past:
@@ -50,5 +51,6 @@ def read_past(config: TrainConfig, loaded: LoadedBase, max_length: int, judged: 
         return dataset.examples
 
     tasks = tuple(PastTask(file.stem, read(file, f"past {file.stem}")) for file in config.past)
-    anchors = read(config.anchors, "anchors") if config.anchors else ()
-    return Past(tasks, anchors, config.start)
+    anchors = tuple(row for file in config.anchors for row in read(file, f"anchors {file.stem}"))
+    left = config.start.parent / METHODS if config.start else None
+    return Past(tasks, anchors, config.start, config.adapters, left if left and left.is_dir() else None)
