@@ -10,6 +10,7 @@ The loop knows nothing of methods: it gets penalties, a batch source and hooks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -61,6 +62,14 @@ class Stateful(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go to `state`."""
+
+
+@runtime_checkable
+class Averaged(Protocol):
+    """A hook that keeps an average of the weights: what is kept and judged in place of the latest ones."""
+
+    def averaged(self, model: Any) -> AbstractContextManager[None]:
+        """While it lasts `model` carries the averaged weights; afterwards its own again, bit for bit."""
 
 
 class Finish(Protocol):
