@@ -61,9 +61,7 @@ class Run:
         scored = self.candidates.score_all(position.candidates)
         return self.judge(position, scored, found)
 
-    def judge(
-        self, position: Position, scored: list[Candidate], found: Mapping[str, Mapping[str, Json]]
-    ) -> Mapping[str, object]:
+    def judge(self, position: Position, scored: list[Candidate], found: Mapping[str, Json]) -> Mapping[str, object]:
         """Choose the checkpoint, compare it with the base on the evidence's own items, write everything."""
         choice = choose(scored, self.config.guardrail_bound)
         chosen = self.folder.candidate(choice.step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,7 +85,7 @@ class Training:
                 reached(position)
         return position
 
-    def finish_methods(self) -> dict[str, Mapping[str, Json]]:
+    def finish_methods(self) -> dict[str, Json]:
         """What each method found; what it leaves for later stages lies in the run's folder then."""
         found = {}
         for name, finish in self.recipe.finish.items():

@@ -75,7 +75,7 @@ class Averaged(Protocol):
 class Finish(Protocol):
     """What a method does when the last step is taken, before the adapter is judged."""
 
-    def __call__(self, model: Any, folder: Path) -> Mapping[str, Json]:
+    def __call__(self, model: Any, folder: Path) -> Json:
         """Leave in `folder` (which exists) what a later stage needs; return what run.json should say: plain numbers
         and words, costs in seconds.
         """
