@@ -32,10 +32,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A conversation to answer (`prompt`, ends with a user turn) and the answer wanted."""
+    """A conversation to answer (`prompt`, ends with a user turn) and the answer wanted.
+
+    `choices` are the answers to choose among, `answer` one of them; empty where the row names none.
+    """
 
     prompt: tuple[Message, ...]
     answer: str
+    choices: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -77,7 +81,10 @@ def sha256_file(path: Path) -> str:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Rows `{"messages": [...]}` or `{"input", "output"}`; raises `BadInput` listing every bad line."""
+    """Rows `{"messages": [...]}` or `{"input", "output"}`, either with `"choices"` or without.
+
+    Raises `BadInput` listing every bad line.
+    """
     return _collect(path, _example)
 
 
@@ -168,11 +175,25 @@ def _example(row: Mapping[str, object]) -> Example:
     if "messages" not in row:
         if "input" not in row or "output" not in row:
             raise ValueError(f"expected 'messages' or 'input' and 'output', found {shown(sorted(row))}")
-        return Example((Message("user", _string(row, "input")),), _string(row, "output"))
+        answer = _string(row, "output")
+        return Example((Message("user", _string(row, "input")),), answer, _choices(row, answer))
     messages = _messages(row["messages"])
     if len(messages) < 2 or messages[-1].role != "assistant" or messages[-2].role != "user":
         raise ValueError("'messages' must end with a user turn and the assistant's answer to it")
-    return Example(messages[:-1], messages[-1].content)
+    return Example(messages[:-1], messages[-1].content, _choices(row, messages[-1].content))
+
+
+def _choices(row: Mapping[str, object], answer: str) -> tuple[str, ...]:
+    if "choices" not in row:
+        return ()
+    value = row["choices"]
+    if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
+        raise ValueError(f"'choices' must be a list of non-empty strings, found {shown(value)}")
+    if not all(is_unicode(one) for one in value):
+        raise ValueError("'choices' holds half a surrogate pair, which no text does")
+    if len(set(value)) != len(value) or len(value) < 2 or answer not in value:
+        raise ValueError("'choices' must be two or more different strings, the answer among them")
+    return tuple(value)
 
 
 def _messages(value: object) -> tuple[Message, ...]:

@@ -20,7 +20,7 @@ from trainer.batches import collate
 from trainer.config import ScoredMetric
 from trainer.errors import BaseUnusable
 from trainer.evaluate import Evaluator, greedy
-from trainer.metrics import can_still_match, score_text
+from trainer.metrics import TextMetric, can_still_match, score_text
 from trainer.model import add_lora, load_adapter, load_weights, save_adapter, target_modules
 from trainer.objective import predict
 
@@ -146,7 +146,7 @@ def test_all_linear_is_every_linear_layer_but_the_head(base: Path) -> None:
         ("json_equal", "NaN", "NaN", 0.0),
     ],
 )
-def test_a_metric_scores_as_its_name_says(metric: ScoredMetric, output: str, answer: str, score: float) -> None:
+def test_a_metric_scores_as_its_name_says(metric: TextMetric, output: str, answer: str, score: float) -> None:
     assert score_text(metric, output, answer) == score
 
 

@@ -17,7 +17,7 @@ from adapters.types import parse_route_name
 from .errors import ConfigInvalid
 from .methods.settings import MethodSettings, parse_method
 
-ScoredMetric = Literal["exact_match", "json_equal", "contains"]
+ScoredMetric = Literal["exact_match", "json_equal", "contains", "choice", "token_f1", "perplexity"]
 Schedule = Literal["constant", "linear", "cosine"]
 Checked = TypeVar("Checked", bound=BaseModel)
 Part = Literal["all", "evidence"]
@@ -46,7 +46,7 @@ class _Config(BaseModel):
     )
     decisions: Path | None = Field(None, description="Output of `classifier decide` for every evaluated row.")
     out: Path = Field(description="Folder to write to.")
-    metric: ScoredMetric = Field("exact_match", description="exact_match, json_equal or contains.")
+    metric: ScoredMetric = Field("exact_match", description="How an answer is scored, from 0 to 1.")
     max_length: int | None = Field(
         None,
         ge=2,

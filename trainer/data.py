@@ -39,7 +39,8 @@ class ChatTokenizer(Protocol):
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """One example in token ids. `completion` is the answer and the token that ends the turn: what is supervised,
-    but for the positions of it in `dropped`, which the model reads and the loss leaves out.
+    but for the positions of it in `dropped`, which the model reads and the loss leaves out. `choices` are the answers
+    to choose among, where the row names any.
     """
 
     row: str
@@ -48,6 +49,7 @@ class Encoded:
     messages: tuple[Message, ...]
     answer: str
     dropped: frozenset[int] = frozenset()
+    choices: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -98,7 +100,14 @@ def encode(tokenizer: ChatTokenizer, examples: Sequence[Example], end_tokens: fr
     answered = [(*example.prompt, Message("assistant", example.answer)) for example in examples]
     conversations = _apply(tokenizer, answered, add_generation_prompt=False)
     return [
-        Encoded(example.digest, tuple(prompt), _completion(prompt, full, end_tokens), example.prompt, example.answer)
+        Encoded(
+            row=example.digest,
+            prompt=tuple(prompt),
+            completion=_completion(prompt, full, end_tokens),
+            messages=example.prompt,
+            answer=example.answer,
+            choices=example.choices,
+        )
         for example, prompt, full in zip(examples, prompts, conversations, strict=True)
     ]
 

@@ -1,4 +1,7 @@
-"""Score a model on a file, item by item: greedy decoding for the metric, one teacher-forced pass for the NLL."""
+"""Score a model on a file, item by item: one teacher-forced pass for the NLL, and what the metric needs beside it.
+
+Metrics of text decode greedily, `choice` compares given answers, `perplexity` needs the NLL alone.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from adapters.evidence import Score
 
 from .batches import collate, group_by_length
+from .choices import choose, fill_choices
 from .config import AssessConfig, ScoredMetric, TrainConfig
 from .data import ChatTokenizer, Encoded
-from .metrics import can_still_match, score_text
+from .metrics import can_still_match, mean_probability, score_text, scores_text
 from .model import LoadedBase
 from .objective import predict, token_nll
 
@@ -25,7 +29,10 @@ BATCH_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One item's score and what the model wrote; with exact match it stops writing once it is wrong."""
+    """One item's score and what the model wrote; with exact match it stops writing once it is wrong.
+
+    With `choice` the output is the likeliest choice, with `perplexity` it is empty.
+    """
 
     score: Score
     output: str
@@ -49,6 +56,7 @@ class Evaluator:
     def score(self, items: Sequence[Encoded], on_batch: Callable[[int], None] | None = None) -> list[Scored]:
         """One `Scored` per item, in the items' order. `on_batch` hears how many items are done."""
         self.model.eval()
+        items = fill_choices(items) if self.metric == "choice" else items
         longest = max(len(item.completion) for item in items)
         limit = self.max_new_tokens or max(16, 2 * longest)
         scored: dict[int, Scored] = {}
@@ -56,10 +64,9 @@ class Evaluator:
             for indices in self._batches(items):
                 batch = [items[index] for index in indices]
                 nlls = self._target_nll(batch)
-                for index, nll, output in zip(indices, nlls, self._generate(batch, limit), strict=True):
-                    item = items[index]
-                    value = score_text(self.metric, output, item.answer)
-                    scored[index] = Scored(Score(value, nll, len(item.completion)), output)
+                answered = self._answers(batch, nlls, limit)
+                for index, nll, (value, output) in zip(indices, nlls, answered, strict=True):
+                    scored[index] = Scored(Score(value, nll, len(items[index].completion)), output)
                 if on_batch:
                     on_batch(len(scored))
         return [scored[index] for index in range(len(items))]
@@ -75,6 +82,17 @@ class Evaluator:
         batch = collate(items, self.pad_token).to(self.model.device)
         sums = token_nll(predict(self.model, batch), batch).sum(dim=1)
         return [float(total) / len(item.completion) for total, item in zip(sums, items, strict=True)]
+
+    def _answers(self, items: Sequence[Encoded], nlls: Sequence[float], limit: int) -> list[tuple[float, str]]:
+        """Each item's score and what the model said."""
+        metric = self.metric
+        if scores_text(metric):
+            outputs = self._generate(items, limit)
+            return [(score_text(metric, text, item.answer), text) for text, item in zip(outputs, items, strict=True)]
+        if metric == "choice":
+            chosen = choose(self.model, self.tokenizer, self.end_tokens, self.pad_token, items)
+            return [(float(one.right), one.text) for one in chosen]
+        return [(mean_probability(nll), "") for nll in nlls]
 
     def _generate(self, items: Sequence[Encoded], limit: int) -> list[str]:
         generated = greedy(self.model, items, self.pad_token, limit, self._stopping(items))
