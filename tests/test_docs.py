@@ -12,10 +12,16 @@ import click
 import pytest
 
 from adapters.main import cli
+from tests import method_settings
 from tests.readme_tree import README, written
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "vllm.md", ROOT / "examples" / "quickstart" / "demo.py"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "docs" / "vllm.md",
+    ROOT / "docs" / "methods.md",
+    ROOT / "examples" / "quickstart" / "demo.py",
+]
 
 
 def shown_commands() -> list[str]:
@@ -56,3 +62,9 @@ def test_a_command_shown_in_the_documents_parses_as_it_stands(command: str) -> N
 def test_every_relative_link_of_the_readme_leads_to_a_file() -> None:
     targets = re.findall(r"\]\((?!http)([^)#]+)", README.read_text(encoding="utf-8"))
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_the_tables_of_training_methods_are_what_the_settings_say() -> None:
+    assert method_settings.PAGE.read_text(encoding="utf-8") == method_settings.written(), (
+        "run `python -m tests.method_settings`"
+    )

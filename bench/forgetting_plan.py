@@ -1,0 +1,91 @@
+"""The forgetting study's plan: which arms, which trials chose their settings, and what is run with them.
+
+Tasks 6 to 8 of the suite choose (dev rows, four trials for every arm, the best mean NLL over all tasks after the last
+one wins); tasks 1 to 5 are reported (test rows). Nothing of the reported tasks is looked at before.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["base", "isolated", "shared", "joint"]
+TUNING_TASKS = ("django_code", "math_equation", "text2sql")
+REPORTED_TASKS = ("scan", "nl2regex", "snips_parse", "legal_clause", "medical_question")
+LEARNING_RATE = 2e-3
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+LOW_RATES = (4e-5, 1e-4, 2e-4, 4e-4)
+WEIGHTS = (1.0, 10.0, 100.0, 1000.0)
+FACTOR_WEIGHTS = (1.0, 100.0, 1e4, 1e6)
+DISTILL_WEIGHTS = (0.3, 1.0, 3.0, 10.0)
+SHARED = {"rank": 16, "alpha": 32, "batch_tokens": 512, "precision": "bf16", "warmup": 0.03, "schedule": "linear"}
+CORE_SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm. `knob` names what its trials vary: `lr`, or the weight of its first method written as `{}`."""
+
+    name: str
+    mode: Mode
+    trials: tuple[float, ...] = ()
+    methods: tuple[str, ...] = ()
+    settings: tuple[tuple[str, object], ...] = ()
+    exploratory: bool = False
+
+    @property
+    def has_weight(self) -> bool:
+        """Whether the trials vary a method's weight, not the learning rate."""
+        return any("{}" in method for method in self.methods)
+
+    def plan(self, value: float | None, *, name: str | None = None) -> dict[str, object]:
+        """The arm as `branchline sequence` reads it, with `value` on its knob."""
+        settings = {"lr": LEARNING_RATE, **dict(self.settings)}
+        if value is not None and not self.has_weight:
+            settings["lr"] = value
+        methods = [method.replace("{}", f"{value:g}") if value is not None else method for method in self.methods]
+        plan = {"name": name or self.name, "family": self.name, "mode": self.mode, "settings": settings}
+        return plan | {"methods": methods, "exploratory": self.exploratory}
+
+    def trial(self, value: float) -> str:
+        """The name of the arm with `value` on its knob."""
+        return f"{self.name}-{value:g}".replace(".", "_").replace("+", "")
+
+
+REPLAY = "replay:share=0.1"
+CORE = (
+    Arm("isolated", "isolated", RATES),
+    Arm("sequential", "shared", RATES),
+    Arm("low-rate", "shared", LOW_RATES),
+    Arm("replay", "shared", RATES, (REPLAY,)),
+    Arm("ewc-factors", "shared", FACTOR_WEIGHTS, ("ewc_factors:weight={}",)),
+    Arm("l2", "shared", WEIGHTS, ("l2:weight={}",)),
+    Arm("ewc", "shared", WEIGHTS, ("ewc:weight={}",)),
+    Arm("online-ewc", "shared", WEIGHTS, ("online_ewc:weight={}",)),
+    Arm("ewc-replay", "shared", WEIGHTS, ("online_ewc:weight={}", REPLAY)),
+    Arm("joint", "joint", RATES),
+)
+EXPLORATORY = (
+    Arm("sequential-rank-80", "shared", RATES, (), (("rank", 80), ("alpha", 160)), exploratory=True),
+    Arm("kl", "shared", DISTILL_WEIGHTS, ("kl:weight={}",), exploratory=True),
+    Arm("distill", "shared", DISTILL_WEIGHTS, ("distill:weight={}",), exploratory=True),
+    Arm("masking", "shared", (2.5, 10.0, 100.0, 1000.0), ("masking:threshold={}",), exploratory=True),
+)
+BASE = Arm("base", "base")
+
+
+def tuning_arms(arms: Sequence[Arm]) -> list[dict[str, object]]:
+    """Every arm with every trial."""
+    return [arm.plan(value, name=arm.trial(value)) for arm in arms for value in arm.trials]
+
+
+def reported_arms(arms: Sequence[Arm], chosen: Mapping[str, float]) -> list[dict[str, object]]:
+    """Every arm with the value that was chosen for it, and the base."""
+    return [BASE.plan(None), *(arm.plan(chosen[arm.name]) for arm in arms)]
+
+
+def frontier_arms(arms: Sequence[Arm], chosen: Mapping[str, float]) -> list[dict[str, object]]:
+    """The penalty and learning-rate arms with the values that were not chosen, for the frontier."""
+    lines = [arm for arm in arms if arm.has_weight or arm.name == "low-rate"]
+    return [
+        arm.plan(value, name=arm.trial(value)) for arm in lines for value in arm.trials if value != chosen[arm.name]
+    ]
