@@ -30,7 +30,7 @@ class Candidates:
     judges: Judges
 
     def keep(self, step: int) -> None:
-        """Save the model's present adapter as the candidate of `step`."""
+        """Save the adapter that the model carries as the candidate of `step`."""
         save_adapter(self.model, self.folder.candidate(step), self.base_id)
 
     def score(self, step: int) -> Candidate:

@@ -34,6 +34,11 @@ class Position:
     candidates: tuple[int, ...] = ()
     losses: tuple[float, ...] = ()
 
+    @property
+    def at_point(self) -> bool:
+        """Whether the latest step was kept as a candidate."""
+        return bool(self.candidates) and self.candidates[-1] == self.step
+
 
 def save_checkpoint(
     folder: Path,
@@ -44,22 +49,26 @@ def save_checkpoint(
     base_id: str,
     parts: Sequence[Stateful] = (),
 ) -> None:
-    """Write weights, optimiser, random state, batch position and the methods' `parts` as `folder/step-N`, then drop
-    older ones.
+    """Write weights, optimiser, batch position and the methods' `parts` as `folder/step-N`, then drop older ones.
+
+    Where that fails the older one is still there. No random state: the loop derives what it draws from the step.
     """
     target = folder / f"step-{position.step:08d}"
     aside = folder / "writing"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_adapter(model, aside / "adapter", base_id)
-    state = {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
-    state["parts"] = [dict(part.state()) for part in parts]
-    torch.save(state, aside / _STATE)
-    written = {"position": asdict(position), "batches": dict(batches.state())}
-    (aside / _POSITION).write_text(json.dumps(written), encoding="utf-8")
-    for name in (_STATE, _POSITION):
-        with (aside / name).open("rb") as file:
-            os.fsync(file.fileno())
+    try:
+        save_adapter(model, aside / "adapter", base_id)
+        state = {"optimizer": optimizer.state_dict(), "parts": [dict(part.state()) for part in parts]}
+        torch.save(state, aside / _STATE)
+        written = {"position": asdict(position), "batches": dict(batches.state())}
+        (aside / _POSITION).write_text(json.dumps(written), encoding="utf-8")
+        for name in (_STATE, _POSITION):
+            with (aside / name).open("rb") as file:
+                os.fsync(file.fileno())
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     shutil.rmtree(target, ignore_errors=True)
     aside.replace(target)
     for older in folder.glob("step-*"):
@@ -83,10 +92,9 @@ def restore_checkpoint(
         return None
     try:
         written = json.loads((latest / _POSITION).read_text(encoding="utf-8"))
-        state = torch.load(latest / _STATE, weights_only=True)
+        state = torch.load(latest / _STATE, weights_only=True, map_location=model.device)
         load_weights(model, latest / "adapter")
         optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
         batches.restore(written["batches"])
         for part, saved in zip(parts, state["parts"], strict=True):
             part.restore(saved)

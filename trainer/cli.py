@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from adapters.base import Base, find_base
@@ -21,13 +22,13 @@ from adapters.rows import sha256_file
 from .config import AssessConfig, TrainConfig, read_config, read_yaml
 from .errors import ConfigInvalid, Interrupted
 from .folder import RunFolder
-from .terminal import Terminal
+from .terminal import Terminal, is_main_process
 
 Command = Callable[..., None]
 Record = Mapping[str, object]
 
 
-def config_options(kind: type[TrainConfig] | type[AssessConfig]) -> Callable[[Command], Command]:
+def config_options(kind: type[BaseModel]) -> Callable[[Command], Command]:
     """One option per field of `kind`. Its validation, not click's, so that every problem is reported at once."""
 
     def decorate(command: Command) -> Command:
@@ -48,14 +49,17 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
         name,
         is_flag=field.default is False,
         multiple=several,
-        metavar=None if field.default is False else _metavar(field.annotation),
+        metavar=None if field.default is False else _metavar(field),
         default=None,
         help=f"{field.description}{' Required.' if field.is_required() else '' if silent else f'  [default: {shown}]'}",
     )
 
 
-def _metavar(annotation: object) -> str:
-    """What an option takes, from its field's type."""
+def _metavar(field: FieldInfo) -> str:
+    """What an option takes: what its field says, or else the field's type."""
+    if isinstance(field.json_schema_extra, dict) and "metavar" in field.json_schema_extra:
+        return str(field.json_schema_extra["metavar"])
+    annotation = field.annotation
     for kind, shown in ((Path, "FILE"), (int, "INTEGER"), (float, "NUMBER")):
         if kind is annotation or kind in get_args(annotation):
             return shown
@@ -74,17 +78,21 @@ def train(home: Home, name_or_file: str, publish: bool, as_json: bool, **options
 
     A YAML file holds the same settings, with underscores, and `name`; options overrule it. A finished --out is
     left as it is; an unfinished one is taken up where it stopped.
+
+    Several processes, started by `torchrun` or `accelerate launch`, train one adapter together.
     """
     with exit_codes():
-        config = read_config(TrainConfig, gather(name_or_file, options))
+        config = read_config(TrainConfig, with_start(home, gather(name_or_file, options)))
         base = find_base(config.base, cache=home.fingerprints)
         identity = config.identity(base.fingerprint, {name: sha256_file(file) for name, file in config.files.items()})
         folder = RunFolder(config.out)
         record = folder.finished(identity)
         if record is None:
             record = execute(config, base, identity, folder)
-        else:
+        elif is_main_process():
             note(f"already trained: {config.out.name} holds the finished run of these settings")
+        if not is_main_process():
+            return
         published = publish_run(home, config, base, folder, record) if publish else {}
     show({**record, **published}, as_json)
 
@@ -120,12 +128,21 @@ def given(options: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in options.items() if value not in (None, (), False)}
 
 
+def with_start(home: Home, settings: Mapping[str, object]) -> dict[str, object]:
+    """`settings` with the folder of the version in place of ROUTE@N in `start`."""
+    start = settings.get("start")
+    if isinstance(start, str) and "@" in start and not Path(start).exists():
+        return {**settings, "start": adapter_folder(home, start)[0]}
+    return dict(settings)
+
+
 def execute(config: TrainConfig, base: Base, identity: str, folder: RunFolder) -> Record:
     """Train and judge, or go on with it."""
     quiet_libraries()
     from .run import prepare
 
-    with folder.locked(), Terminal().listening() as terminal:
+    lock = folder.locked() if is_main_process() else contextlib.nullcontext()
+    with lock, Terminal().listening() as terminal:
         return prepare(config, base, identity, folder, terminal).execute()
 
 

@@ -21,10 +21,11 @@ ScoredMetric = Literal["exact_match", "json_equal", "contains", "choice", "token
 Schedule = Literal["constant", "linear", "cosine"]
 Checked = TypeVar("Checked", bound=BaseModel)
 Part = Literal["all", "evidence"]
+Precision = Literal["no", "bf16", "fp16"]
 ALL_LINEAR = "all-linear"
 # What names things or only changes how fast or where the same result is made.
 _FILES = frozenset({"data", "eval", "select", "guardrails", "decisions", "past", "anchors", "adapters", "start"})
-_NOT_IDENTITY = _FILES | {"base", "out", "threads"}
+_NOT_IDENTITY = _FILES | {"base", "out", "threads", "gradient_checkpointing", "tracker", "dora"}
 
 
 _MethodText = Annotated[MethodSettings, BeforeValidator(parse_method)]
@@ -81,9 +82,15 @@ class TrainConfig(_Config):
     name: str = Field(description="Route the adapter is for.")
     data: Path = Field(description="Training rows (JSON Lines, .gz too).")
     select: Path | None = Field(None, description="Rows that choose the checkpoint.")
-    start: Path | None = Field(None, description="Adapter folder to start from, and to stay near [a fresh adapter].")
+    start: Path | None = Field(
+        None,
+        description="Adapter folder or version to start from, and to stay near [a fresh adapter].",
+        json_schema_extra={"metavar": "FOLDER|ROUTE@N"},
+    )
     adapters: Annotated[tuple[Path, ...], BeforeValidator(_several)] = Field(
-        (), description="Adapter folder of another task, to keep clear of; may be given several times."
+        (),
+        description="Adapter folder of another task, to keep clear of; may be given several times.",
+        json_schema_extra={"metavar": "FOLDER"},
     )
     past: Annotated[tuple[Path, ...], BeforeValidator(_several)] = Field(
         (), description="Training rows of an earlier task, for methods that remember; may be given several times."
@@ -92,12 +99,15 @@ class TrainConfig(_Config):
         (), description="Rows on which behaviour should stay as it is; may be given several times."
     )
     methods: Annotated[tuple[_MethodText, ...], BeforeValidator(_several)] = Field(
-        (), description="NAME:KEY=VALUE,… see docs/methods.md; may be given several times."
+        (),
+        description="A method against forgetting and its settings, see docs/methods.md; may be given several times.",
+        json_schema_extra={"metavar": "NAME[:KEY=VALUE,…]"},
     )
 
     rank: int = Field(16, ge=1, le=512, description="Rank of the adapter.")
     alpha: int = Field(32, ge=1, description="Scale: the update is alpha / rank x B A.")
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead.")
+    dora: bool = Field(False, description="Refused: engines serve plain LoRA, and DoRA is not.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     targets: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
         (ALL_LINEAR,), min_length=1, description="Layer names, or all-linear; may be given several times."
@@ -116,11 +126,26 @@ class TrainConfig(_Config):
     grad_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     seed: int = Field(0, ge=0, lt=2**32, description="Draws initial weights, order of rows and dropout.")
 
+    precision: Precision = Field("no", description="Of forward passes in training; fp16 needs a GPU.")
+    gradient_checkpointing: bool = Field(False, description="Compute activations twice instead of keeping them.")
+    tracker: str | None = Field(
+        None, description="Also report to tensorboard, wandb or another tracker that Accelerate knows."
+    )
+    patience: int | None = Field(None, ge=1, description="End after this many checkpoints without a better one.")
     checkpoints: int = Field(4, ge=1, le=100, description="How many points of the run may become the adapter.")
 
     @model_validator(mode="after")
     def _distinct_past(self) -> Self:
         return _distinct(_distinct(self, "past", self.past), "anchors", self.anchors)
+
+    @field_validator("dora")
+    @classmethod
+    def _plain_lora(cls, dora: bool) -> bool:
+        if dora:
+            raise ValueError(
+                "DoRA rescales the base's weights per output, which engines do not load; use rslora or none"
+            )
+        return dora
 
     @field_validator("name")
     @classmethod
@@ -151,10 +176,7 @@ class TrainConfig(_Config):
         return sha256_json({"settings": self.settings, "base": base_fingerprint, "files": dict(digests)})
 
 
-Config = TypeVar("Config", bound=_Config)
-
-
-def read_config(kind: type[Config], values: Mapping[str, object]) -> Config:
+def read_config(kind: type[Checked], values: Mapping[str, object]) -> Checked:
     """Validate `values`; raises `ConfigInvalid` with every problem, missing files included."""
     problems: list[str] = []
     config = None
@@ -188,6 +210,7 @@ def _problem(where: tuple[int | str, ...], kind: str, message: str, found: objec
     if kind == "missing":
         return f"{key} is missing"
     text = message.removeprefix("Value error, ")
+    key = ".".join([key, *(one for one in where[1:] if isinstance(one, str))])
     return f"{key}: {text}, found {found!r:.60}" if key else text
 
 

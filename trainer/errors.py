@@ -50,8 +50,36 @@ class CheckpointInvalid(TrainerError):
     """A saved training state that cannot be read back."""
 
 
+class OutOfMemory(TrainerError):
+    """A step or a batch of evaluation that does not fit into memory."""
+
+
+class DiskFull(TrainerError):
+    """A file of the run that cannot be written for want of space; what was written before is kept."""
+
+
+class ProcessLost(TrainerError):
+    """Another process of a run in several processes ended or failed."""
+
+
 class FolderOccupied(TrainerError):
     """An output folder that holds the run of another configuration."""
+
+
+class RankTooLarge(TrainerError):
+    """An exact merge that needs more rank than engines load."""
+
+
+class NoScaleKeeps(TrainerError):
+    """A sweep in which no scale of the adapter keeps every guardrail."""
+
+
+class NothingToCompare(TrainerError):
+    """A live version for which there are no reference scores, or no answers to compare with them."""
+
+
+class Degraded(TrainerError):
+    """A live version that does worse than its reference, by more than is allowed and beyond chance."""
 
 
 class Interrupted(TrainerError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from adapters.base import Base
 
 from .config import ALL_LINEAR
+from .data import Encoded
 from .errors import BaseUnusable
 
 CONFIG_FILE = "adapter_config.json"
@@ -38,6 +40,16 @@ class LoadedBase:
         """Tokens the base can attend to."""
         return int(getattr(self.model.config, "max_position_embeddings", None) or 2**31)
 
+    def require_tokens(self, name: str, examples: Iterable[Encoded]) -> None:
+        """Raise `BaseUnusable` where examples of `name` hold token ids that the base has no embedding for."""
+        size = int(self.model.get_input_embeddings().num_embeddings)
+        largest = max((max((*one.prompt, *one.completion)) for one in examples), default=0)
+        if largest >= size:
+            raise BaseUnusable(
+                f"{name}: the tokenizer gives token id {largest}, the base knows {size} tokens",
+                hint="give the base the tokenizer that it was made with",
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class LoraShape:
@@ -50,8 +62,11 @@ class LoraShape:
     rslora: bool = False
 
 
-def load_base(base: Base) -> LoadedBase:
-    """Load `base` in float32 from its folder; nothing is downloaded. Raises `BaseUnusable`."""
+def load_base(base: Base, device: torch.device | None = None) -> LoadedBase:
+    """Load `base` in float32 from its folder to `device`, by default a GPU where there is one; nothing is downloaded.
+
+    Raises `BaseUnusable`.
+    """
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
         model: Any = AutoModelForCausalLM.from_pretrained(base.folder, local_files_only=True, dtype=torch.float32)
@@ -63,8 +78,8 @@ def load_base(base: Base) -> LoadedBase:
     # Evaluation is plain greedy decoding: the base's own sampling defaults and penalties must not leak into it.
     settings = {"eos_token_id": sorted(end_tokens), "pad_token_id": pad_token}
     model.generation_config = GenerationConfig.from_dict(settings)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return LoadedBase(base, model.to(device).eval(), tokenizer, end_tokens, pad_token)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return LoadedBase(base, model.to(place).eval(), tokenizer, end_tokens, pad_token)
 
 
 def add_lora(loaded: LoadedBase, shape: LoraShape) -> PeftModel:
@@ -100,6 +115,11 @@ def target_modules(model: Any, targets: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def save_adapter(model: PeftModel, folder: Path, base_id: str) -> None:
+    """Write the adapter that `model` carries as a PEFT folder."""
+    write_adapter(folder, model.peft_config["default"], adapter_weights(model), base_id)
+
+
+def write_adapter(folder: Path, config: Any, weights: Mapping[str, torch.Tensor], base_id: str) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`, aside first and renamed when complete.
 
     The config names the base by its id, never by a path of this machine.
@@ -107,7 +127,6 @@ def save_adapter(model: PeftModel, folder: Path, base_id: str) -> None:
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    config: Any = model.peft_config["default"]
     config.save_pretrained(str(aside))
     written = json.loads((aside / CONFIG_FILE).read_text(encoding="utf-8"))
     written |= {
@@ -116,7 +135,7 @@ def save_adapter(model: PeftModel, folder: Path, base_id: str) -> None:
         "target_modules": sorted(config.target_modules),
     }
     (aside / CONFIG_FILE).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(adapter_weights(model), aside / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(dict(weights), aside / WEIGHTS_FILE, metadata={"format": "pt"})
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         with (aside / file).open("rb") as handle:
             os.fsync(handle.fileno())

@@ -46,6 +46,7 @@ def read_past(config: TrainConfig, loaded: LoadedBase, max_length: int, judged: 
 
     def read(path: Path, name: str) -> tuple[Encoded, ...]:
         dataset = replace(read_training(path, loaded.tokenizer, loaded.end_tokens, max_length), name=name)
+        loaded.require_tokens(path.name, dataset.examples)
         for one in judged:
             refuse_shared(dataset, one)
         return dataset.examples

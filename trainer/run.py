@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,7 +23,9 @@ from .checkpoint import Position
 from .comparison import Comparison
 from .config import TrainConfig
 from .evaluate import make_evaluator
+from .failures import told_clearly
 from .folder import RunFolder, write_text
+from .machine import Machine, find_machine
 from .methods.build import build_recipe
 from .methods.recipe import Context
 from .model import LoadedBase, LoraShape, add_lora, load_base, load_weights
@@ -31,9 +34,10 @@ from .page import render_page
 from .past import read_past
 from .probe import take_probe
 from .report import Findings, make_evidence, summarise
-from .select import Candidate, choose
+from .select import Candidate, choose, decisive_arm, is_exhausted, nll_rises
+from .start import load_start
 from .task import Task, find_max_length, read_task
-from .training import Training
+from .training import Training, require_deal
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +54,27 @@ class Run:
     comparison: Comparison
     candidates: Candidates
     observer: Observer
+    machine: Machine
 
     def execute(self) -> Mapping[str, object]:
         """Do what is left to do and return the summary that run.json holds.
 
-        Raises `Interrupted` where the observer asks to stop; the same call later goes on from there.
+        Raises `Interrupted` where the observer asks to stop, `OutOfMemory` and `DiskFull`; the same call later goes
+        on from there.
         """
-        position = self.training.run(self.candidates.keep, self._score_point)
+        machine = self.machine
+        machine.open_tracker(self.config.name, self.config.settings)
+        try:
+            position = self.training.run(self.candidates.keep, self._score_point)
+            with told_clearly():
+                machine.on_main(lambda: self._conclude(position))
+        finally:
+            machine.close_tracker()
+        return self.folder.finished(self.identity) or {}
+
+    def _conclude(self, position: Position) -> None:
         found = self.training.finish_methods()
-        scored = self.candidates.score_all(position.candidates)
-        return self.judge(position, scored, found)
+        self.judge(position, self.candidates.score_all(position.candidates), found)
 
     def judge(self, position: Position, scored: list[Candidate], found: Mapping[str, Json]) -> Mapping[str, object]:
         """Choose the checkpoint, compare it with the base on the evidence's own items, write everything."""
@@ -105,38 +120,47 @@ class Run:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
-    def _score_point(self, position: Position) -> None:
-
+    def _score_point(self, position: Position) -> bool:
+        """Score the latest candidate; whether the run's patience is at its end."""
         candidate = self.candidates.score(position.step)
         score, nll, _ = candidate.rank
         self.observer.say(
             f"step {candidate.step}: {self.config.metric} {score:.3f}, target NLL {-nll:.3f} nats per token "
             f"after {position.seconds:.0f} s"
         )
+        self.machine.log(selection_figures(candidate, self.config.metric), candidate.step)
+        patience = self.config.patience
+        if patience is None:
+            return False
+        return is_exhausted(self.candidates.score_all(position.candidates), self.config.guardrail_bound, patience)
 
 
 def prepare(config: TrainConfig, base: Base, identity: str, folder: RunFolder, observer: Observer) -> Run:
-    """Load the base, read every file, and put a fresh adapter on the base."""
+    """Load the base, read every file, and put a fresh adapter on the base, or the one to start from."""
+    machine = find_machine(config.precision, config.tracker, folder.out / "tracker")
+    require_deal(config.accumulation, machine.processes)
     if config.threads:
         torch.set_num_threads(config.threads)
     observer.say(f"loading base {base.id}")
-    loaded = load_base(base)
+    loaded = load_base(base, machine.device)
     task = read_task(config, loaded)
     for reason, count in task.train.skipped.items():
         observer.say(f"left out {count} rows of {config.data.name}: {reason}")
-    folder.claim(identity)
     torch.manual_seed(config.seed)
     shape = LoraShape(config.rank, config.alpha, config.targets, config.dropout, config.rslora)
     model = add_lora(loaded, shape)
     if config.start:
-        load_weights(model, config.start)
-    recipe = build_recipe(config.methods, make_context(config, loaded, model, task, folder, observer))
-    training = Training(config, folder, loaded, model, task.train.examples, recipe, observer)
+        load_start(model, config.start, base)
+    if machine.is_main:
+        folder.claim(identity)
+    with machine.main_first():
+        recipe = build_recipe(config.methods, make_context(config, loaded, model, task, folder, observer))
+    training = Training(config, folder, loaded, model, task.train.examples, recipe, observer, machine)
     evaluator = make_evaluator(config, model, loaded)
     on_batch = watch_scoring(observer)
     comparison = Comparison(evaluator, base.fingerprint, config.name, task.decisions, folder.work, on_batch)
     candidates = Candidates(folder, model, base.id, comparison, task.selecting)
-    return Run(config, identity, folder, loaded, model, task, training, comparison, candidates, observer)
+    return Run(config, identity, folder, loaded, model, task, training, comparison, candidates, observer, machine)
 
 
 def make_context(
@@ -150,6 +174,15 @@ def make_context(
     cache.mkdir(parents=True, exist_ok=True)
     examples = task.train.examples
     return Context(loaded, model, examples, past, rows, config.seed, config.batch_tokens, cache, observer)
+
+
+def selection_figures(candidate: Candidate, metric: str) -> dict[str, float]:
+    """What a tracker shows of one candidate on the selection items; NLL and its rise in nats per target token."""
+    score, nll, _ = candidate.rank
+    figures = {f"selection/{metric}": score, "selection/nll": -nll}
+    for one in candidate.guardrails:
+        figures[f"selection/{one.name} nll rise"] = fmean(nll_rises(one.items, decisive_arm(one)))
+    return figures
 
 
 def publish_files(candidate: Path, target: Path) -> None:

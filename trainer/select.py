@@ -41,6 +41,12 @@ def choose(candidates: Sequence[Candidate], bound: float) -> Choice:
     return Choice(best.step, guardrail_failed=not kept)
 
 
+def is_exhausted(candidates: Sequence[Candidate], bound: float, patience: int) -> bool:
+    """Whether the last `patience` candidates, in the order of their steps, brought nothing better (early stopping)."""
+    best = choose(candidates, bound).step
+    return sum(one.step > best for one in candidates) >= patience
+
+
 def keeps(guardrail: Evaluation, bound: float) -> bool:
     """Whether `guardrail` holds by the promotion gate's own rule, on its decisive arm."""
     return guardrail_problem(guardrail, decisive_arm(guardrail), bound) is None

@@ -43,9 +43,11 @@ def read_task(config: TrainConfig, loaded: LoadedBase) -> Task:
     """Read every file of a run; raises for leaks, rows without decision, and what `trainer.data` refuses."""
     max_length = find_max_length(config.max_length, loaded)
     train = read_training(config.data, loaded.tokenizer, loaded.end_tokens, max_length)
+    loaded.require_tokens(config.data.name, train.examples)
 
     def read(path: Path, name: str) -> Dataset:
         dataset = read_evaluation(path, name, loaded.tokenizer, loaded.end_tokens, max_length)
+        loaded.require_tokens(path.name, dataset.examples)
         refuse_shared(train, dataset)
         return dataset
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,10 +14,17 @@ import click
 from tqdm import tqdm
 
 
+def is_main_process() -> bool:
+    """Whether this is the one process of a run, or the first of several that a launcher started."""
+    ranks = (os.environ.get(name) for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"))
+    return next((rank for rank in ranks if rank is not None), "0") == "0"
+
+
 class Terminal:
-    """Prints news and progress to stderr. Bars only on a terminal; news always."""
+    """Prints news and progress to stderr. Bars only on a terminal; news always, but in the main process alone."""
 
     def __init__(self) -> None:
+        self._silent = not is_main_process()
         self._stop = False
         self._what: str | None = None
         self._bar: tqdm[NoReturn] | None = None
@@ -27,10 +35,11 @@ class Terminal:
 
     def say(self, text: str) -> None:
         self.close()
-        click.echo(text, err=True)
+        if not self._silent:
+            click.echo(text, err=True)
 
     def advance(self, what: str, done: float, total: float, note: str = "") -> None:
-        if not sys.stderr.isatty():
+        if self._silent or not sys.stderr.isatty():
             return
         bar = self._bar
         if bar is None or self._what != what:
