@@ -47,7 +47,9 @@ SUMMARIES = {
     "engine": "List, drain and resume a gateway's engines.",
     "evaluate": "Score an adapter folder on a file and write evidence.",
     "explain": "Say where a text would be routed, and why.",
+    "merge": "Merge adapters, or scale one until its guardrails hold.",
     "route": "Create routes; promote, roll back, disable and enable them.",
+    "sequence": "Train a sequence of tasks and say what was forgotten.",
     "serve": "Start a gateway.",
     "train": "Train an adapter and write its evidence.",
 }
