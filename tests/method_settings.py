@@ -1,4 +1,4 @@
-"""The settings of every training method as tables: `python -m tests.method_settings` writes them into docs/methods.md."""
+"""The settings of every training method as tables in docs/methods.md; `python -m tests.method_settings` writes them."""
 
 from __future__ import annotations
 

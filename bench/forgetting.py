@@ -1,0 +1,171 @@
+"""The forgetting study: what every method keeps of earlier tasks, and what it costs in learning. One resumable command:
+
+    python -m bench.forgetting [--arms core|all] [--seed 0 …] [--lanes 2]
+
+Needs the data folder (`../shared/data` or $BRANCHLINE_DATA). `bench.forgetting_plan` is the plan. First the tuning
+tasks choose each arm's setting on dev rows, then the reported tasks are trained with it and scored on test rows,
+oracle-routed and routed by a classifier fitted on the tasks seen so far plus base. Everything is done through
+`branchline sequence` and `branchline classifier`; what is done is not done again. `--lanes` processes of one thread
+each share the arms.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .forgetting_plan import (
+    CORE,
+    CORE_SEEDS,
+    EXPLORATORY,
+    REPORTED_TASKS,
+    SHARED,
+    TUNING_TASKS,
+    Arm,
+    frontier_arms,
+    reported_arms,
+    tuning_arms,
+)
+from .forgetting_rows import study_rows
+from .gateway import BRANCHLINE
+from .results import write_results
+
+ROOT = Path(__file__).parents[1]
+BASE = ROOT / "examples" / "quickstart" / "base"
+COVERAGE = "0.99"
+TUNING_TOKENS = 400_000
+REPORTED_TOKENS = 400_000
+
+
+def main() -> None:
+    """Tune, train, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", choices=("core", "all"), default="core")
+    parser.add_argument("--seed", type=int, action="append", help="of the reported sequence; may be repeated")
+    parser.add_argument("--lanes", type=int, default=2, help="processes side by side, one thread each")
+    parser.add_argument("--work", type=Path, default=ROOT / ".branchline" / "forgetting", help="keeps everything")
+    arguments = parser.parse_args()
+    data = Path(os.environ.get("BRANCHLINE_DATA", ROOT.parent / "shared" / "data")) / "suite"
+    if not data.is_dir():
+        sys.exit(f"no data at {data}: set BRANCHLINE_DATA")
+    study = Study(arguments.work, data, arguments.lanes)
+    chosen = study.tune(CORE if arguments.arms == "core" else CORE + EXPLORATORY)
+    seeds = tuple(arguments.seed or CORE_SEEDS)
+    found = study.report(CORE, chosen, seeds)
+    frontier = study.frontier(CORE, chosen, seeds[:1])
+    explored = study.report(EXPLORATORY, chosen, seeds[:1]) if arguments.arms == "all" else None
+    named = "".join(f" --seed {seed}" for seed in arguments.seed or ())
+    command = f"python -m bench.forgetting --arms {arguments.arms}{named} --lanes {arguments.lanes}"
+    write_results("forgetting", "What is forgotten", study_rows(chosen, found, frontier, explored), command)
+
+
+class Study:
+    """The study's folder, and the commands that fill it."""
+
+    def __init__(self, work: Path, data: Path, lanes: int) -> None:
+        self.work, self.data, self.lanes = work, data, lanes
+        work.mkdir(parents=True, exist_ok=True)
+
+    def tune(self, arms: Sequence[Arm]) -> dict[str, float]:
+        """The value of each arm's knob: the lowest mean NLL over all tuning tasks after the last of them."""
+        plan = self.plan(TUNING_TASKS, tuning_arms(arms), (0,), TUNING_TOKENS) | {"split": "dev"}
+        found = self.sequence("tuning", plan)
+        chosen = {}
+        for arm in arms:
+            final = {value: final_nll(found, arm.trial(value)) for value in arm.trials}
+            chosen[arm.name] = min(final, key=lambda value: final[value])
+        (self.work / "chosen.json").write_text(json.dumps(chosen, indent=1), encoding="utf-8")
+        return chosen
+
+    def report(self, arms: Sequence[Arm], chosen: Mapping[str, float], seeds: Sequence[int]) -> dict[str, Any]:
+        """The reported tasks under each arm's chosen setting."""
+        plan = self.plan(REPORTED_TASKS, reported_arms(arms, chosen), seeds, REPORTED_TOKENS)
+        return self.sequence("reported" if arms is CORE else "explored", plan | {"decisions": self.decisions()})
+
+    def frontier(self, arms: Sequence[Arm], chosen: Mapping[str, float], seeds: Sequence[int]) -> dict[str, Any]:
+        """The reported tasks under the settings that were not chosen, one seed: how learning is traded for keeping."""
+        plan = self.plan(REPORTED_TASKS, frontier_arms(arms, chosen), seeds, REPORTED_TOKENS)
+        return self.sequence("reported", plan | {"decisions": self.decisions()}, name="frontier")
+
+    def plan(
+        self, tasks: Sequence[str], arms: Sequence[Mapping[str, object]], seeds: Sequence[int], tokens: int
+    ) -> dict[str, object]:
+        """What `branchline sequence` reads."""
+        files = [
+            {"name": task.replace("_", "-")}
+            | {key: str(self.data / task / f"{part}.jsonl") for key, part in PARTS.items()}
+            for task in tasks
+        ]
+        settings = {**SHARED, "max_tokens": tokens}
+        return {
+            "base": str(BASE),
+            "tasks": files,
+            "arms": list(arms),
+            "seeds": list(seeds),
+            "settings": settings,
+            "threads": 1,
+        }
+
+    def sequence(self, out: str, plan: Mapping[str, object], *, name: str | None = None) -> dict[str, Any]:
+        """Run what is left of a plan, its arms dealt to the lanes, and return the report."""
+        file = self.work / f"{name or out}.yaml"
+        file.write_text(yaml.safe_dump(dict(plan), sort_keys=False), encoding="utf-8")
+        command = [BRANCHLINE, "sequence", str(file), "--out", str(self.work / out)]
+        arms = [str(arm["name"]) for arm in plan["arms"]]  # type: ignore[attr-defined]  # made by `plan`
+
+        def lane(number: int) -> None:
+            mine = [word for arm in arms[number :: self.lanes] for word in ("--arm", arm)]
+            if mine:
+                subprocess.run([*command, *mine], check=True, stdout=subprocess.DEVNULL)
+
+        with ThreadPoolExecutor(self.lanes) as lanes:
+            list(lanes.map(lane, range(self.lanes)))
+        printed = subprocess.run([*command, "--report", "--json"], check=True, stdout=subprocess.PIPE, text=True).stdout
+        found: dict[str, Any] = json.loads(printed)
+        return found
+
+    def decisions(self) -> list[str]:
+        """One file of routing decisions per stage, by a classifier fitted on the tasks up to it plus base."""
+        rows = self.work / "judged.jsonl"
+        if not rows.exists():
+            texts = [(self.data / task / "test.jsonl").read_text(encoding="utf-8") for task in REPORTED_TASKS]
+            rows.write_text("".join(texts), encoding="utf-8")
+        return [str(self._decide(stage, rows)) for stage in range(1, len(REPORTED_TASKS) + 1)]
+
+    def _decide(self, stage: int, rows: Path) -> Path:
+        decisions = self.work / f"decisions-{stage}.jsonl"
+        if decisions.exists():
+            return decisions
+        seen = {*REPORTED_TASKS[:stage], "base"}
+        lines = (self.data / "router_train.jsonl").read_text(encoding="utf-8").splitlines()
+        labelled = [row for row in map(json.loads, lines) if row["label"] in seen]
+        examples, classifier = self.work / f"router-{stage}.jsonl", self.work / f"classifier-{stage}"
+        named = [{**row, "label": row["label"].replace("_", "-")} for row in labelled]
+        examples.write_text("".join(json.dumps(row) + "\n" for row in named), encoding="utf-8")
+        home = ("--home", str(self.work / "home"))
+        fit = ("classifier", "fit", "--examples", str(examples), "--coverage", COVERAGE, "--out", str(classifier))
+        decide = ("classifier", "decide", str(rows), "--classifier", str(classifier), "--out", str(decisions))
+        for command in (fit, decide):
+            subprocess.run([BRANCHLINE, *command, *home], check=True, stdout=subprocess.DEVNULL)
+        return decisions
+
+
+PARTS = {"data": "train", "eval": "test", "dev": "dev"}
+
+
+def final_nll(found: Mapping[str, Any], arm: str) -> float:
+    """Mean NLL (nats per token) over all tasks after the last stage; infinite for an arm that diverged."""
+    measures = found["arms"][arm]["summary"]["oracle"]["nll"]
+    return float(measures["average"]["mean"]) if measures else math.inf
+
+
+if __name__ == "__main__":
+    main()
