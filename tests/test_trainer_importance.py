@@ -81,7 +81,7 @@ def test_the_low_rank_penalty_equals_the_dense_one(kind: Kind) -> None:
 def test_a_fold_of_tasks_is_the_token_weighted_mean_of_their_penalties(kind: Kind) -> None:
     # Expected: Σ γ^(t−i) T_i Ω_i / Σ γ^(t−i) T_i over three unequal tasks, γ = 0.5; tolerance 1e-5 for float32.
     tasks = [make_importance(kind, seed, tokens) for seed, tokens in ((1, 10.0), (2, 400.0), (3, 70.0))]
-    folded = fold(fold(fold(None, tasks[0], 0.5), tasks[1], 0.5), tasks[2], 0.5)
+    folded = fold(fold(tasks[0], tasks[1], 0.5), tasks[2], 0.5)
     weights = [10.0 * 0.25, 400.0 * 0.5, 70.0]
     expected = sum(w * float(dense_omega(one, move(5))) for w, one in zip(weights, tasks, strict=True)) / sum(weights)
     assert folded.tokens == sum(weights)

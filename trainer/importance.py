@@ -97,7 +97,8 @@ class Importance:
 
     `tokens` is the T of the Laplace weight: the unique supervised tokens of the task, or tasks, that F speaks for,
     each faded by γ once per later task; it may be more than what F was `measured` on, which is in supervised tokens,
-    as `positions` is in non-pad tokens, prompts included. `labels` says how the labels were found.
+    as `positions` is in non-pad tokens, prompts included. `labels` says how the labels were found, `seconds` how long
+    measuring took.
     """
 
     kind: Kind
@@ -107,6 +108,7 @@ class Importance:
     measured: int = 0
     positions: int = 0
     sequences: int = 0
+    seconds: float = 0.0
 
     def omega(self, differences: Mapping[str, Factors]) -> Tensor:
         """Σ over layers of Ω(D), in nats per supervised token; `differences` names every layer of this."""
@@ -116,7 +118,7 @@ class Importance:
         return replace(self, layers={name: curvature.to(device) for name, curvature in self.layers.items()})
 
 
-def fold(old: Importance | None, new: Importance, gamma: float) -> Importance:
+def fold(old: Importance, new: Importance, gamma: float) -> Importance:
     """Online EWC: what is known of all tasks so far, after one more.
 
         T_cum = γ T_old + T_new        F_cum = (γ T_old F_old + T_new F_new) / T_cum
@@ -124,8 +126,6 @@ def fold(old: Importance | None, new: Importance, gamma: float) -> Importance:
     Folded over tasks 1…t this is Σ γ^(t−i) T_i F_i / Σ γ^(t−i) T_i, again per token: T_cum · F_cum counts every
     task once. Raises `ConfigInvalid` where the two differ in kind, labels or layers.
     """
-    if old is None:
-        return new
     _require_alike(old, new)
     total = gamma * old.tokens + new.tokens
     kept, added = gamma * old.tokens / total, new.tokens / total
@@ -138,6 +138,7 @@ def fold(old: Importance | None, new: Importance, gamma: float) -> Importance:
         old.measured + new.measured,
         old.positions + new.positions,
         old.sequences + new.sequences,
+        old.seconds + new.seconds,
     )
 
 

@@ -1,7 +1,7 @@
 """An importance on disk: a folder of tensors and their meaning, complete or absent, nothing in it that runs.
 
 FOLDER/importance.safetensors   `layer|term|side` in float32; a diagonal has the one side `values`
-FOLDER/importance.json          kind, labels, tokens, measured, positions, sequences, layers in order
+FOLDER/importance.json          kind, labels, tokens, measured, positions, sequences, seconds, layers in order
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .importance import Curvature, Diagonal, Importance, Kronecker
 
 _TENSORS = "importance.safetensors"
 _MEANING = "importance.json"
-_COUNTS = ("tokens", "measured", "positions", "sequences")
+_COUNTS = ("tokens", "measured", "positions", "sequences", "seconds")
 
 
 def save_importance(importance: Importance, folder: Path) -> None:
