@@ -48,6 +48,7 @@ SUMMARIES = {
     "evaluate": "Score an adapter folder on a file and write evidence.",
     "explain": "Say where a text would be routed, and why.",
     "merge": "Merge adapters, or scale one until its guardrails hold.",
+    "monitor": "Watch a live version through its gateway; alert, or roll back.",
     "route": "Create routes; promote, roll back, disable and enable them.",
     "sequence": "Train a sequence of tasks and say what was forgotten.",
     "serve": "Start a gateway.",
