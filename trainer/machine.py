@@ -101,6 +101,15 @@ class Machine:
         if self.scaler:
             self.scaler.unscale_(optimizer)
 
+    def gather_gradient(self, own: Tensor) -> Tensor:
+        """The whole step's gradient by something that is no parameter, from what this process's backward passes gave:
+        summed over the processes, in its true scale, 0 where it overflowed. After `join_gradients`, before `step`.
+        """
+        total = self._sum(own) if self.processes > 1 else own
+        if self.scaler is None:
+            return total
+        return (total / self.scaler.get_scale()).nan_to_num(0.0, 0.0, 0.0)
+
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the step; in float16 one whose gradient overflowed is left out and the scale is lowered."""
         if self.scaler:

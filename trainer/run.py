@@ -154,7 +154,8 @@ def prepare(config: TrainConfig, base: Base, identity: str, folder: RunFolder, o
     if machine.is_main:
         folder.claim(identity)
     with machine.main_first():
-        recipe = build_recipe(config.methods, make_context(config, loaded, model, task, folder, observer))
+        context = make_context(config, loaded, model, task, folder, observer, machine)
+        recipe = build_recipe(config.methods, context)
     training = Training(config, folder, loaded, model, task.train.examples, recipe, observer, machine)
     evaluator = make_evaluator(config, model, loaded)
     on_batch = watch_scoring(observer)
@@ -164,7 +165,13 @@ def prepare(config: TrainConfig, base: Base, identity: str, folder: RunFolder, o
 
 
 def make_context(
-    config: TrainConfig, loaded: LoadedBase, model: Any, task: Task, folder: RunFolder, observer: Observer
+    config: TrainConfig,
+    loaded: LoadedBase,
+    model: Any,
+    task: Task,
+    folder: RunFolder,
+    observer: Observer,
+    machine: Machine,
 ) -> Context:
     """What the methods of the run may know."""
     judged = (*task.selecting.datasets, *task.judging.datasets)
@@ -173,7 +180,7 @@ def make_context(
     cache = folder.work / "methods"
     cache.mkdir(parents=True, exist_ok=True)
     examples = task.train.examples
-    return Context(loaded, model, examples, past, rows, config.seed, config.batch_tokens, cache, observer)
+    return Context(loaded, model, examples, past, rows, config.seed, config.batch_tokens, cache, observer, machine)
 
 
 def selection_figures(candidate: Candidate, metric: str) -> dict[str, float]:

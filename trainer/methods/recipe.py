@@ -20,6 +20,7 @@ from adapters.types import Json
 from ..batches import BatchSource
 from ..data import Encoded
 from ..loop import Hook
+from ..machine import Machine
 from ..model import LoadedBase
 from ..objective import Penalty
 from ..observer import Observer
@@ -47,6 +48,7 @@ class Context:
     batch_tokens: int
     cache: Path
     observer: Observer
+    machine: Machine = field(default_factory=Machine)
 
     @property
     def supervised(self) -> int:
