@@ -2,67 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
-from adapters.base import Base, find_base
+from adapters.base import find_base
 from adapters.evidence import Evidence, parse_evidence
 from adapters.manifests import weights_digest
 from adapters.rows import prompt_digest, sha256_file
 from tests.trainer_base import Files, colour_rows, make_files, write_rows
+from tests.trainer_runs import Watcher, execute
 from trainer.assess import assess
+from trainer.batches import Batch
 from trainer.config import AssessConfig, TrainConfig, read_config
 from trainer.data import read_evaluation
 from trainer.errors import CheckpointInvalid, ConfigInvalid, FolderOccupied, Interrupted, LeakFound
 from trainer.folder import RunFolder
+from trainer.methods.recipe import Recipe
 from trainer.model import load_base
 from trainer.run import prepare
-
-
-class Watcher:
-    """An observer that asks to stop after `patience` questions, and remembers what it heard."""
-
-    def __init__(self, patience: int | None = None) -> None:
-        self._patience = patience
-        self.heard: list[str] = []
-
-    @property
-    def stop_requested(self) -> bool:
-        if self._patience is None:
-            return False
-        self._patience -= 1
-        return self._patience < 0
-
-    def say(self, text: str) -> None:
-        self.heard.append(text)
-
-    def advance(self, what: str, done: float, total: float, note: str = "") -> None:
-        assert 0 <= done <= total
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     torch.set_num_threads(1)
     return make_files(tmp_path_factory.mktemp("task"))
-
-
-def execute(values: Mapping[str, object], out: Path, watcher: Watcher | None = None) -> Mapping[str, object]:
-    config = read_config(TrainConfig, {**values, "out": out})
-    base = find_base(config.base)
-    identity = identity_of(config, base)
-    folder = RunFolder(out)
-    assert folder.finished(identity) is None
-    with folder.locked():
-        return prepare(config, base, identity, folder, watcher or Watcher()).execute()
-
-
-def identity_of(config: TrainConfig, base: Base) -> str:
-    return config.identity(base.fingerprint, {name: sha256_file(file) for name, file in config.files.items()})
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +110,8 @@ def test_the_page_shows_the_figures_and_needs_nothing_from_outside(finished: tup
         assert outside not in page
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_run_resumed_again_and_again_equals_the_uninterrupted_one_bit_for_bit(
-    files: Files, tmp_path: Path, dropout: float
-) -> None:
-    values = {**files.values, "dropout": dropout, "accumulation": 2, "batch_tokens": 128, "max_steps": 7}
+def test_a_run_resumed_again_and_again_equals_the_uninterrupted_one_bit_for_bit(files: Files, tmp_path: Path) -> None:
+    values = {**files.values, "dropout": 0.2, "accumulation": 2, "batch_tokens": 128, "max_steps": 7}
     whole = execute(values, tmp_path / "whole")
     resumed: Mapping[str, object] | None = None
     interruptions = 0
@@ -156,6 +125,49 @@ def test_a_run_resumed_again_and_again_equals_the_uninterrupted_one_bit_for_bit(
     assert resumed["result"] == whole["result"]
     mine, theirs = (load_file(tmp_path / one / "adapter/adapter_model.safetensors") for one in ("whole", "resumed"))
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_methods_that_change_while_a_run_lasts_go_on_exactly_where_they_were(files: Files, tmp_path: Path) -> None:
+    whole, found = trained(files, tmp_path / "whole"), None
+    while found is None:
+        with contextlib.suppress(Interrupted):
+            found = trained(files, tmp_path / "pieces", Watcher(patience=2))
+    assert found == whole
+
+
+def trained(files: Files, out: Path, watcher: Watcher | None = None) -> list[float]:
+    """All weights after 6 steps with a penalty that grows and a hook that draws, both from where they were saved."""
+    config = read_config(TrainConfig, {**files.values, "out": out, "max_steps": 6, "dropout": 0.2})
+    run = prepare(config, find_base(config.base), "a" * 64, RunFolder(out), watcher or Watcher())
+    growing = Growing()
+    training = replace(run.training, recipe=Recipe(penalties=(growing,), hooks=(growing,)))
+    training.run(run.candidates.keep, lambda position: None)
+    weights = [one.detach().flatten() for one in run.model.parameters() if one.requires_grad]
+    return torch.cat(weights).tolist()
+
+
+class Growing:
+    """A penalty on the weights that grows by what is drawn, from torch's global generator, after every step."""
+
+    name = "growing"
+
+    def __init__(self) -> None:
+        self._weight = torch.zeros(())
+
+    def __call__(self, model: Any, batch: Batch, logits: Tensor) -> Tensor:
+        return self._weight * torch.stack([one.square().sum() for one in model.parameters() if one.requires_grad]).sum()
+
+    def before_step(self, model: Any, micro_batches: Sequence[Batch]) -> None:
+        """Nothing."""
+
+    def after_step(self, model: Any) -> None:
+        self._weight = self._weight + torch.rand(())
+
+    def state(self) -> Mapping[str, Any]:
+        return {"weight": self._weight, "kept": [{"as": "plain data", "number": 1}]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._weight = state["weight"]
 
 
 def test_a_damaged_state_is_refused_and_left_alone(files: Files, tmp_path: Path) -> None:

@@ -70,6 +70,11 @@ class Files:
     eval: Path
     guardrail: Path
 
+    @classmethod
+    def found(cls, root: Path) -> Files:
+        """What `make_files` made below `root`."""
+        return cls(root / "tiny", root / "train.jsonl", root / "eval.jsonl", root / "general.jsonl")
+
     @property
     def arguments(self) -> list[str]:
         return [
