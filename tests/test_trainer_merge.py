@@ -11,20 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapters.base import Base, find_base
 from adapters.check import Limits, check_folder
+from adapters.errors import BadAdapter
 from adapters.manifests import weights_digest
 from tests.trainer_base import SHAPE, encoded, loaded_base, make_trainable_base, varied_rows
 from trainer.batches import collate
 from trainer.lora import Factors, lora_layers
-from trainer.merge import Merged, Weighted, merge_adapters, write_merged
+from trainer.merge import Merged, Weighted, merge_adapters, refuse_misfits, write_merged
 from trainer.merge_config import MergeSettings
 from trainer.merging.dare import drop, mask_generator
-from trainer.merging.folders import read_adapter
+from trainer.merging.folders import StoredAdapter, read_adapter, target_names
 from trainer.merging.svd import truncate, truncate_dense
 from trainer.merging.task_arithmetic import weighted_sum
 from trainer.merging.ties import merge_ties
@@ -122,8 +123,6 @@ def test_a_rank_pattern_scales_each_layer_by_its_own_rank(
     base: Base, folders: Mapping[str, Path], tmp_path: Path
 ) -> None:
     """PEFT itself builds the adapter with the pattern; α/r then differs by layer."""
-    from peft import LoraConfig, get_peft_model
-
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "up_proj"], rank_pattern={"up_proj": 2})
     model: Any = get_peft_model(loaded_base(base.folder).model, config)
     for name, parameter in model.named_parameters():
@@ -156,6 +155,36 @@ def test_weight_one_in_a_sum_is_itself_to_rounding(base: Base, folders: Mapping[
         assert_close(found[layer], expected)
 
 
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {"target_modules": r".*\.1\..*_proj"},
+        {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [0]},
+        {"target_modules": "all-linear", "exclude_modules": ["v_proj"]},
+    ],
+    ids=["regex", "layers", "excluded"],
+)
+def test_whatever_way_the_targets_were_named_the_same_layers_come_back(
+    base: Base, folders: Mapping[str, Path], tmp_path: Path, targets: dict[str, Any]
+) -> None:
+    """Written by PEFT, merged with nothing and scaled by 1: PEFT must find the same ΔW in the same layers."""
+    model: Any = get_peft_model(loaded_base(base.folder).model, LoraConfig(r=4, lora_alpha=8, **targets))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(str(tmp_path / "own"), save_embedding_layers=False)
+    expected = peft_delta(base, tmp_path / "own")
+    put = inputs([tmp_path / "own", folders["mlp"]], [1.0, 0.0])
+    for found in (
+        peft_delta(base, merged_folder(put[:1], settings("scale"), tmp_path / "scale", base)),
+        peft_delta(base, merged_folder(put, settings("sum"), tmp_path / "sum", base)),
+    ):
+        for layer in found.keys() | expected.keys():
+            assert_close(found.get(layer, torch.zeros(1)), expected.get(layer, torch.zeros(1)))
+    scaled = peft_delta(base, tmp_path / "scale")
+    assert scaled.keys() == expected.keys()
+
+
 def test_bfloat16_weights_are_read_exactly(folders: Mapping[str, Path], tmp_path: Path) -> None:
     stored = {name: one.bfloat16() for name, one in load_file(folders["one"] / WEIGHTS_FILE).items()}
     (tmp_path / "adapter_config.json").write_bytes((folders["one"] / "adapter_config.json").read_bytes())
@@ -182,8 +211,6 @@ def test_what_is_written_passes_the_publication_check_and_peft_adds_what_was_mer
 
 
 def test_layers_that_share_a_name_with_others_are_named_in_full(base: Base, folders: Mapping[str, Path]) -> None:
-    from trainer.merging.folders import target_names
-
     layers = read_adapter(folders["mlp"]).layers
     first = [name for name in layers if ".0." in name]
     assert target_names(layers, base) == ["down_proj", "up_proj"]
@@ -306,6 +333,24 @@ def test_dare_draws_its_own_stream_by_seed_adapter_and_layer(folders: Mapping[st
     assert torch.equal(before, torch.get_rng_state())
     draw = [torch.rand(4, generator=mask_generator(0, "a", layer)) for layer in ("q", "k")]
     assert not torch.equal(*draw)
+
+
+def test_dare_that_drops_nothing_is_the_weighted_sum(folders: Mapping[str, Path]) -> None:
+    put = inputs([folders["one"], folders["rslora"]], [0.5, -2.0])
+    plain = merge_adapters(put, settings("sum"))
+    nothing = merge_adapters(put, settings("dare", drop=0.0))
+    for layer, delta in plain.layers.items():
+        assert_close(nothing.layers[layer].dense, delta.dense, 1e-5)
+        assert nothing.lost[layer] == pytest.approx(0, abs=1e-10)
+
+
+def test_inputs_that_disagree_on_a_shape_are_refused_with_every_layer(folders: Mapping[str, Path]) -> None:
+    """A quantised base says nothing of shapes, so the publication check lets both pass."""
+    one, two = inputs([folders["one"], folders["two"]])
+    cut = {name: tensor[:, :-1] if ".lora_A." in name else tensor for name, tensor in two.adapter.weights.items()}
+    with pytest.raises(BadAdapter, match=r"layers\.0\.self_attn\.q_proj is \[\(48, 47\), \(48, 48\)\]") as refused:
+        refuse_misfits([one, replace(two, adapter=StoredAdapter(two.adapter.config, cut))])
+    assert len(refused.value.problems) == len(one.adapter.layers)
 
 
 def test_svd_of_a_matrix_of_that_rank_is_exact() -> None:

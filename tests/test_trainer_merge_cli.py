@@ -217,8 +217,8 @@ WRONG: Sequence[tuple[Sequence[str], Sequence[str]]] = [
     (("red", "red", "--method", "soup"), ["an input is given twice"]),
     (("red=2", "blue", "--method", "soup"), ["soup is the plain mean and takes no weights"]),
     (
-        ("red=much", "blue=nan", "--method", "ties", "--density", "2", "--eval", "nowhere.jsonl"),
-        ["the weight is 'much'", "the weight is 'nan'", "density: ", "eval: no file"],
+        ("red=much", "blue=1e9", "--method", "ties", "--density", "2", "--eval", "nowhere.jsonl"),
+        ["the weight is 'much'", "the weight is '1e9'", "density: ", "eval: no file"],
     ),
     (("red", "blue", "--method", "sum", "--drop", "0.5"), ["drop: not read by --method sum"]),
     (("red", "--method", "scale", "--sweep"), ["--sweep needs --select", "--sweep needs --guardrail"]),

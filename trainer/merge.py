@@ -5,6 +5,7 @@ A layer that only some of the adapters have is 0 in the others. Never on A and B
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,19 @@ from pathlib import Path
 import torch
 
 from adapters.base import Base
+from adapters.errors import BadAdapter
 
+from .errors import RankTooLarge
 from .lora import Factors
-from .merge_config import MergeSettings
+from .merge_config import DEFAULT_RANK, MergeSettings
 from .merging.dare import drop, mask_generator
 from .merging.folders import StoredAdapter, rank_of, write_layers, write_scaled
 from .merging.soup import mean
 from .merging.svd import Truncated, truncate, truncate_dense
 from .merging.task_arithmetic import weighted_sum
 from .merging.ties import merge_ties
+
+_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,33 @@ def write_merged(merged: Merged, inputs: Sequence[Weighted], settings: MergeSett
         write_scaled(inputs[0].adapter, inputs[0].weight, folder, base)
     else:
         write_layers(merged.layers, folder, base)
+
+
+def refuse_misfits(inputs: Sequence[Weighted]) -> None:
+    """Raise `BadAdapter` where inputs disagree on a layer's shape, which a quantised base cannot tell beforehand."""
+    shapes: dict[str, set[tuple[int, int]]] = {}
+    for one in inputs:
+        for name, delta in one.adapter.layers.items():
+            shapes.setdefault(name, set()).add((delta.up.shape[0], delta.down.shape[1]))
+    problems = [f"{name} is {sorted(found)} in different inputs" for name, found in shapes.items() if len(found) > 1]
+    if problems:
+        raise BadAdapter("; ".join(problems[:_SHOWN]), hint="merge adapters of one base", problems=problems)
+
+
+def refuse_large_rank(inputs: Sequence[Weighted], settings: MergeSettings) -> None:
+    """Raise `RankTooLarge` where soup or sum would need more rank than the limit: what is lost is for people to say."""
+    if settings.rank or settings.method not in ("soup", "sum"):
+        return
+    needed: Counter[str] = Counter()
+    for one in inputs:
+        if settings.method == "soup" or one.weight:
+            needed.update({name: delta.up.shape[1] for name, delta in one.adapter.layers.items()})
+    rank = max(needed.values(), default=0)
+    if rank > DEFAULT_RANK:
+        raise RankTooLarge(
+            f"the exact {settings.method} has rank {rank}, engines load up to {DEFAULT_RANK}",
+            hint=f"give --rank {DEFAULT_RANK}: it says how much energy that loses",
+        )
 
 
 def _merge_layer(

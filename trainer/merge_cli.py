@@ -35,6 +35,7 @@ def merge(home: Home, inputs: tuple[str, ...], publish: str | None, as_json: boo
     Everything is computed on the product ΔW = s B A in float32. `scale` moves between base and adapter, `soup` is
     the mean, `sum` the weighted sum (both exact until --rank cuts them), `ties` and `dare` go through dense
     matrices. The result has no evidence: `branchline evaluate` gives it some, and without it nothing is promoted.
+    What --sweep chose is judged on rows it has not seen with `branchline evaluate --part evidence`.
     """
     with exit_codes():
         settings, named = read_merge(given(options), inputs)

@@ -17,6 +17,7 @@ from .config import ScoredMetric, read_config
 from .errors import ConfigInvalid
 
 MergeMethod = Literal["scale", "soup", "sum", "ties", "dare"]
+MAX_WEIGHT = 1000.0
 DEFAULT_RANK = Limits().max_lora_rank
 _ALWAYS = frozenset({"base", "method", "out", "rank", "sweep", "threads"})
 _READ_BY = {"ties": frozenset({"density"}), "dare": frozenset({"drop", "seed"})}
@@ -52,7 +53,7 @@ class MergeSettings(BaseModel):
     guardrail_bound: float = Field(0.02, gt=0, description="sweep: largest rise of NLL, nats per token.")
     decisions: Path | None = Field(None, description="sweep: output of `classifier decide` for the rows.")
     route: str | None = Field(None, description="sweep: route the decisions call the adapter by [from INPUT].")
-    metric: ScoredMetric = Field("exact_match", description="sweep: exact_match, json_equal or contains.")
+    metric: ScoredMetric = Field("exact_match", description="sweep: how an answer is scored, from 0 to 1.")
     max_length: int | None = Field(None, ge=2, description="sweep: longest row in tokens [1024 or the context].")
     max_new_tokens: int | None = Field(None, ge=1, description="sweep: tokens to decode [twice the longest answer].")
     threads: int | None = Field(None, ge=1, description="CPU threads.")
@@ -114,8 +115,8 @@ def _input(word: str, problems: list[str]) -> Input:
         weight = float(text)
     except ValueError:
         weight = math.nan
-    if not math.isfinite(weight):
-        problems.append(f"{word}: the weight is {text!r:.40}, expected a number")
+    if not abs(weight) <= MAX_WEIGHT:
+        problems.append(f"{word}: the weight is {text!r:.40}, expected a number up to {MAX_WEIGHT:g} in size")
     return Input(name, weight)
 
 

@@ -14,10 +14,10 @@ from adapters.base import Base
 from adapters.manifests import weights_digest
 from adapters.rows import sha256_file
 
-from .errors import NoScaleKeeps, RankTooLarge
+from .errors import NoScaleKeeps
 from .folder import RunFolder, write_json
-from .merge import Weighted, merge_adapters, write_merged
-from .merge_config import DEFAULT_RANK, MergeSettings
+from .merge import Weighted, merge_adapters, refuse_large_rank, refuse_misfits, write_merged
+from .merge_config import MergeSettings
 from .merge_inputs import Source
 from .merging.folders import read_adapter
 from .observer import Observer
@@ -34,14 +34,15 @@ def run_merge(
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    folder.claim(identity)
     sweep = _sweep(settings, base, sources[0], folder, observer) if settings.sweep else None
     if sweep is not None:
         sources = [replace(sources[0], weight=sweep.chosen)]
     inputs = [
         Weighted(read_adapter(one.folder), one.digest, 1.0 if one.weight is None else one.weight) for one in sources
     ]
+    refuse_misfits(inputs)
     refuse_large_rank(inputs, settings)
+    folder.claim(identity)
     merged = merge_adapters(inputs, settings)
     write_merged(merged, inputs, settings, folder.adapter, base)
     record: dict[str, object] = {
@@ -60,22 +61,6 @@ def run_merge(
     }
     folder.finish(record)
     return record
-
-
-def refuse_large_rank(inputs: Sequence[Weighted], settings: MergeSettings) -> None:
-    """Raise `RankTooLarge` where soup or sum would need more rank than the limit: what is lost is for people to say."""
-    if settings.rank or settings.method not in ("soup", "sum"):
-        return
-    names = {name for one in inputs for name in one.adapter.layers}
-    needed = max(
-        sum(layers[name].up.shape[1] for layers in (one.adapter.layers for one in inputs) if name in layers)
-        for name in names
-    )
-    if needed > DEFAULT_RANK:
-        raise RankTooLarge(
-            f"the exact {settings.method} has rank {needed}, engines load up to {DEFAULT_RANK}",
-            hint=f"give --rank {DEFAULT_RANK}: it says how much energy that loses",
-        )
 
 
 def _sweep(settings: MergeSettings, base: Base, source: Source, folder: RunFolder, observer: Observer) -> Sweep:
