@@ -129,11 +129,9 @@ def write_adapter(folder: Path, config: Any, weights: Mapping[str, torch.Tensor]
     aside.mkdir(parents=True)
     config.save_pretrained(str(aside))
     written = json.loads((aside / CONFIG_FILE).read_text(encoding="utf-8"))
-    written |= {
-        "base_model_name_or_path": base_id,
-        "inference_mode": True,
-        "target_modules": sorted(config.target_modules),
-    }
+    written |= {"base_model_name_or_path": base_id, "inference_mode": True}
+    if "target_modules" in written:
+        written["target_modules"] = sorted(config.target_modules)
     (aside / CONFIG_FILE).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file(dict(weights), aside / WEIGHTS_FILE, metadata={"format": "pt"})
     for file in (CONFIG_FILE, WEIGHTS_FILE):
