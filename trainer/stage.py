@@ -27,9 +27,11 @@ from .past import Past, PastTask
 from .training import Training
 
 # Methods that do nothing where nothing came before. The others act on a first task too, or leave something behind.
-_NEED_PAST = frozenset({"ewc", "ewc_factors", "l2", "replay", "distill", "invariant_path", "orthogonal", "projection"})
+_NEED_PAST = frozenset(
+    {"ewc", "ewc_factors", "l2", "mas", "replay", "distill", "invariant_path", "orthogonal", "projection"}
+)
 # Methods that only measure during a first task, whatever their weight is.
-_LEAVE_BEHIND = frozenset({"online_ewc", "si", "mas"})
+_LEAVE_BEHIND = frozenset({"online_ewc", "si"})
 _WAIT_SECONDS = 1.0
 
 
