@@ -49,7 +49,7 @@ class SequenceRun:
         self._score_base()
         on_done()
         for seed in seeds:
-            for arm in arms:
+            for arm in (one for one in arms if seed in self.config.seeds_of(one)):
                 try:
                     self._run_arm(arm, seed)
                 except Diverged as error:

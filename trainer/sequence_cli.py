@@ -53,11 +53,16 @@ def sequence(
 
 def require_known(config: SequenceConfig, arms: Sequence[str], seeds: Sequence[int]) -> None:
     """Raise `ConfigInvalid` for arms and seeds that the file does not name."""
-    known = [arm.name for arm in config.arms]
+    known, named = [arm.name for arm in config.arms], all_seeds(config)
     problems = [f"--arm {name}: no such arm, known are {', '.join(known)}" for name in arms if name not in known]
-    problems += [f"--seed {seed}: the file names {config.seeds}" for seed in seeds if seed not in config.seeds]
+    problems += [f"--seed {seed}: the file names {named}" for seed in seeds if seed not in named]
     if problems:
         raise ConfigInvalid(problems, hint="name arms and seeds of the file")
+
+
+def all_seeds(config: SequenceConfig) -> list[int]:
+    """Every seed of any arm, the sequence's first."""
+    return list(dict.fromkeys([*config.seeds, *(seed for arm in config.arms for seed in config.seeds_of(arm))]))
 
 
 def execute(
@@ -71,7 +76,7 @@ def execute(
         run = prepare_sequence(config, find_base(config.base, cache=home.fingerprints), folder, terminal)
         run.run(
             [arm for arm in config.arms if not arms or arm.name in arms],
-            [seed for seed in config.seeds if not seeds or seed in seeds],
+            [seed for seed in all_seeds(config) if not seeds or seed in seeds],
             lambda: write_json(folder.report, summarise_sequence(config, folder)),
         )
 

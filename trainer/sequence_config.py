@@ -55,6 +55,7 @@ class ArmPlan(_Part):
     family: str | None = Field(None, description="Arms of one family are one line of the frontier [the arm's name].")
     settings: Mapping[str, object] = Field(default_factory=dict)
     methods: tuple[Annotated[MethodSettings, BeforeValidator(parse_method)], ...] = ()
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] | None = Field(None, description="[the sequence's]")
     exploratory: bool = Field(False, description="Say so in the report: few seeds, or tried beside the plan.")
 
 
@@ -95,6 +96,9 @@ class SequenceConfig(_Part):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def seeds_of(self, arm: ArmPlan) -> tuple[int, ...]:
+        return self.seeds if arm.seeds is None else arm.seeds
 
     @property
     def compared_with(self) -> str:

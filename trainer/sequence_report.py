@@ -62,7 +62,7 @@ def report_table(found: Mapping[str, Any]) -> tuple[Sequence[str], list[Sequence
 def _arm(
     config: SequenceConfig, arm: ArmPlan, folder: SequenceFolder, base: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    seeds = {str(seed): _seed(config, arm, seed, folder, base) for seed in config.seeds}
+    seeds = {str(seed): _seed(config, arm, seed, folder, base) for seed in config.seeds_of(arm)}
     finished = [one for one in seeds.values() if one["finished"]]
     summary: dict[str, Any] = {
         way: {

@@ -23,7 +23,7 @@ from .model import LoadedBase
 from .objective import predict, token_nll
 
 ScoringPrecision = Literal["float32", "bfloat16"]
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
