@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -60,7 +61,7 @@ def save_checkpoint(
     try:
         save_adapter(model, aside / "adapter", base_id)
         state = {"optimizer": optimizer.state_dict(), "parts": [dict(part.state()) for part in parts]}
-        torch.save(state, aside / _STATE)
+        (aside / _STATE).write_bytes(_pickled(state))  # not by torch itself, which hides why a file cannot be written
         written = {"position": asdict(position), "batches": dict(batches.state())}
         (aside / _POSITION).write_text(json.dumps(written), encoding="utf-8")
         for name in (_STATE, _POSITION):
@@ -104,6 +105,12 @@ def restore_checkpoint(
             f"the saved state {latest.name} cannot be read: {' '.join(str(error).split())[:200]}",
             hint="start again with a fresh --out",
         ) from error
+
+
+def _pickled(state: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def _position(value: Mapping[str, Any]) -> Position:

@@ -13,7 +13,7 @@ from .errors import DiskFull, OutOfMemory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MEMORY_WORDS = ("out of memory", "can't allocate memory")
-_DISK_WORDS = ("file write failed", "no space left on device", "storagefull", "file too large", "filetoolarge")
+_DISK_WORDS = ("no space left on device", "file too large", "quota exceeded")
 _KEPT = "the last saved state is kept and the same command goes on from there"
 
 
