@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from adapters.base import Base
 from adapters.evidence import Evidence
 
-from .comparison import Comparison
+from .comparison import Compared, Comparison
 from .config import AssessConfig
 from .data import Dataset, halves, read_evaluation
 from .evaluate import make_evaluator
 from .folder import write_text
+from .harness import Suites, compare_suites
 from .model import LoadedBase, load_adapter, load_base
 from .observer import Observer, watch_scoring
 from .page import render_page
@@ -43,7 +45,7 @@ def assess(
         comparison = Comparison(evaluator, base.fingerprint, route, decisions, Path(cache), on_batch)
         findings = Findings(
             target=comparison.compare(judges.target),
-            guardrails=tuple(comparison.compare(one) for one in judges.guardrails),
+            guardrails=(*(comparison.compare(one) for one in judges.guardrails), *_suites(config, model, loaded)),
             bound=config.guardrail_bound,
         )
     probe = take_probe(model, judges.target.examples, loaded.pad_token)
@@ -51,6 +53,10 @@ def assess(
     write_text(config.out / "evidence.json", evidence.to_json())
     write_text(config.out / "evidence.html", render_page(route, base.id, findings, evidence))
     return evidence, summarise(findings)
+
+
+def _suites(config: AssessConfig, model: Any, loaded: LoadedBase) -> list[Compared]:
+    return compare_suites(Suites(config.suites, config.suite_limit), model, loaded) if config.suites else []
 
 
 def read_judges(config: AssessConfig, loaded: LoadedBase) -> Judges:

@@ -74,6 +74,10 @@ class AssessConfig(_Config):
 
     route: str | None = Field(None, description="Route the decisions call this adapter by [ROUTE, or its folder].")
     part: Part = Field("all", description="all, or evidence: the halves that `train` keeps for its evidence.")
+    suites: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
+        (), description="lm-evaluation-harness task as a guardrail: a name or its YAML; may be given several times."
+    )
+    suite_limit: int | None = Field(None, ge=1, description="Documents of each suite [all].")
 
 
 class TrainConfig(_Config):

@@ -74,6 +74,10 @@ class NoScaleKeeps(TrainerError):
     """A sweep in which no scale of the adapter keeps every guardrail."""
 
 
+class HarnessUnusable(TrainerError):
+    """lm-evaluation-harness that is not installed, or a task of it that does not serve as a guardrail."""
+
+
 class NothingToCompare(TrainerError):
     """A live version for which there are no reference scores, or no answers to compare with them."""
 
