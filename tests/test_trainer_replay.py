@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.trainer_base import encoded, varied_rows
 from tests.trainer_methods import Workshop, assert_quiet, make_workshop
-from trainer.batches import Batch, ShuffledBatches
+from trainer.batches import Batch, BatchSource, ShuffledBatches
 from trainer.data import Encoded
 from trainer.errors import DataInvalid, LeakFound
 from trainer.memory import diverse, first_quota, hardest, quotas, shuffled
@@ -84,6 +84,37 @@ def test_when_a_task_comes_every_other_keeps_the_first_of_what_it_had(
         for name, rows in before.items():
             assert [one.row for one in now[name]] == [one.row for one in rows[: len(now[name])]]
         before = dict(now)
+
+
+@pytest.mark.parametrize("selection", ["random", "difficult"])
+def test_a_later_run_goes_on_with_what_the_run_before_had_kept(context: Context, selection: Selection) -> None:
+    settings = make(capacity=6, selection=selection)
+    left, cache = context.cache / "left", context.cache / "second"
+    (left / "replay").mkdir(parents=True)
+    cache.mkdir()
+    first = build(settings, replace(context, past=Past(context.past.tasks[:1])))
+    first.finish["replay"](context.model, left / "replay")
+    had = kept(settings, replace(context, past=Past(context.past.tasks[:1])))["task 0"]
+    for parameter in context.model.parameters():
+        parameter.data.neg_()  # another start finds other rows difficult, another seed draws others
+    later = replace(context, past=Past(context.past.tasks, left=left), cache=cache, seed=77)
+    now = kept(settings, later)
+    assert now["task 0"] == had[:2]
+    (cache / "alone").mkdir()
+    alone = replace(later, past=Past(context.past.tasks), cache=cache / "alone")
+    assert kept(settings, alone)["task 0"] != had[:2]
+
+
+def test_rows_and_the_bases_own_answers_may_be_replayed_side_by_side(context: Context) -> None:
+    both = build(make(share=0.2), context).plus(build(make(share=0.25, selection="self"), context))
+    mixed: BatchSource = sources(context)[0]
+    for wrap in both.wrap:
+        mixed = wrap(mixed)
+    for _ in range(200):
+        mixed.next()
+    found = {name: finish(context.model, context.cache) for name, finish in both.finish.items()}
+    assert found["replay_self"]["share"] == pytest.approx(0.25, abs=0.01)  # of all
+    assert found["replay"]["share"] == pytest.approx(0.2, abs=0.01)  # of what the other leaves
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)

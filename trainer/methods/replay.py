@@ -9,6 +9,9 @@ difficult   half the highest mean-token loss under the starting model after drop
 self        random prompts, answered by the base, adapter disabled and greedily (arXiv 2403.01244 calls this
             self-synthesised rehearsal); prompts are the anchors where there are any, else the tasks' own
 
+The rows that the run which wrote the start had kept come first, in its order (`past.left`): a task only ever gives up
+the end of what it kept, even where the priority depends on the model.
+
 ρ is a share of the stream and never also a weight of the loss.
 """
 
@@ -33,8 +36,11 @@ from ..mixed_batches import MixedBatches, memory_batches
 from ..observer import interrupted
 from ..past import PastTask
 from ..remember import Reader
+from ..teacher_cache import row_key
 from .recipe import Context, Recipe
 from .settings import Replay
+
+_MEMORY = "memory.json"
 
 
 def build(settings: Replay, context: Context) -> Recipe:
@@ -53,21 +59,25 @@ def build(settings: Replay, context: Context) -> Recipe:
         write_json(file, {"chosen": chosen, "seconds": round(time.monotonic() - started, 2)})
     saved = json.loads(file.read_text(encoding="utf-8"))
     kept = {
-        task.name: [_row(task.examples[index], written, context) for index, written in chosen]
+        task.name: [(task.examples[index], _row(task.examples[index], written, context)) for index, written in chosen]
         for task, chosen in zip(tasks, saved["chosen"], strict=True)
     }
     stream = Stream(settings, context, kept, saved["seconds"])
-    name = "replay_self" if settings.selection == "self" else "replay"
-    return Recipe(wrap=(stream.wrap,), finish={name: stream.report})
+    return Recipe(wrap=(stream.wrap,), finish={_name(settings): stream.report})
 
 
 class Stream:
-    """The remembered rows by task, and the stream they were mixed into."""
+    """The remembered rows by task, each with the row it was made of, and the stream they were mixed into."""
 
     def __init__(
-        self, settings: Replay, context: Context, kept: Mapping[str, Sequence[Encoded]], seconds: float
+        self,
+        settings: Replay,
+        context: Context,
+        kept: Mapping[str, Sequence[tuple[Encoded, Encoded]]],
+        seconds: float,
     ) -> None:
-        self.kept = kept
+        self.kept = {name: [row for _, row in rows] for name, rows in kept.items()}
+        self._keys = {name: [_key(source) for source, _ in rows] for name, rows in kept.items()}
         self._settings = settings
         self._context = context
         self._seconds = seconds
@@ -85,7 +95,10 @@ class Stream:
         return self._mixed
 
     def report(self, model: Any, folder: Path) -> Json:
-        """Rows kept of each task, share of the tokens that was replayed, seconds that selecting took."""
+        """Rows kept of each task, share of the tokens that was replayed, seconds that selecting took. Leaves which
+        rows were kept, by priority.
+        """
+        write_json(folder / _MEMORY, {"selection": self._settings.selection, "kept": self._keys})
         return {
             "rows": {name: len(rows) for name, rows in self.kept.items()},
             "share": round(self._mixed.replayed_share, 4) if self._mixed else 0.0,
@@ -122,8 +135,12 @@ def _choose(
     """The index of each kept row of a task and, with `self`, what the base writes there."""
     examples = tasks[index].examples
     reader = Reader(context.loaded, context.model, context.seed, context.batch_tokens)
-    order = reader.rank(examples, settings.selection, first_quota(settings.capacity, index))
-    kept = order[: quotas(settings.capacity, len(tasks))[index]]
+    quota = quotas(settings.capacity, len(tasks))[index]
+    order = _kept_before(settings, context, tasks[index])
+    if len(order) < quota:
+        ranked = reader.rank(examples, settings.selection, first_quota(settings.capacity, index))
+        order = list(dict.fromkeys([*order, *ranked]))
+    kept = order[:quota]
     if settings.selection != "self" or not kept:
         return [(one, None) for one in kept]
 
@@ -141,3 +158,24 @@ def _row(example: Encoded, written: Sequence[int] | None, context: Context) -> E
         return example
     text = context.loaded.tokenizer.decode(list(written), skip_special_tokens=True)
     return replace(example, completion=tuple(written), answer=text, dropped=frozenset())
+
+
+def _kept_before(settings: Replay, context: Context, task: PastTask) -> list[int]:
+    """Indices of the rows of `task` that the run before had kept, by its priority."""
+    file = context.past.left / _name(settings) / _MEMORY if context.past.left else None
+    if file is None or not file.is_file():
+        return []
+    left = json.loads(file.read_text(encoding="utf-8"))
+    if left["selection"] != settings.selection:
+        return []
+    at = {_key(example): index for index, example in enumerate(task.examples)}
+    return [at[key] for key in left["kept"].get(task.name, ()) if key in at]
+
+
+def _key(example: Encoded) -> str:
+    return row_key((*example.prompt, *example.completion))
+
+
+def _name(settings: Replay) -> str:
+    """Rows and the base's own answers may be replayed side by side and report apart."""
+    return "replay_self" if settings.selection == "self" else "replay"
