@@ -98,7 +98,11 @@ def test_it_slows_the_change_of_outputs_and_resumes_exactly(workshop: Workshop, 
         )
 
     settings = InvariantPath(weight=20.0, rows=3)
-    (whole, _), _ = assert_exact_resume(context, lambda one: build(settings, one), tmp_path)
+    (whole, recipe), (_, resumed) = assert_exact_resume(context, lambda one: build(settings, one), tmp_path)
+    found: Any = recipe.finish["invariant_path"](whole.model, tmp_path)
+    assert found["path_length"] > 0
+    assert found == {"anchors": 12, "path_length": found["path_length"]}
+    assert found == resumed.finish["invariant_path"](whole.model, tmp_path)
     plain = context()
     rows = find_anchors(plain)
     start = distributions(plain.model, rows)

@@ -91,6 +91,7 @@ def train_steps(
         learning_rate=LearningRate(0.02, "constant", 0.0),
         accumulation=accumulation,
         hooks=recipe.hooks,
+        machine=context.machine,
         step=before.step if before else 0,
     )
     losses = [report.loss for report in reports]

@@ -20,10 +20,13 @@ model is known.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from adapters.types import Json
 
 from ..batches import IGNORED, Batch, collate
 from ..data import Encoded
@@ -39,7 +42,9 @@ def build(settings: InvariantPath, context: Context) -> Recipe:
     """Raises `ConfigInvalid` without anchors or earlier tasks, `LeakFound` where an evaluation reads one of them."""
     anchors = find_anchors(context)
     path = OutputPath(settings.method, anchors, settings.rows, settings.weight, context.loaded.pad_token)
-    return Recipe(penalties=(path,), hooks=(path,)) if settings.weight else Recipe()
+    if not settings.weight:
+        return Recipe()
+    return Recipe(penalties=(path,), hooks=(path,), finish={settings.method: path.finish})
 
 
 class OutputPath:
@@ -53,6 +58,7 @@ class OutputPath:
         self._pad_token = pad_token
         self._steps = 0
         self._before: Tensor | None = None
+        self._change = self._length = 0.0
 
     @property
     def name(self) -> str:
@@ -62,12 +68,14 @@ class OutputPath:
         if self._before is None:
             return logits.new_zeros(())
         now = self._log_probs(model, self._steps)
-        divergence = (self._before.exp() * (self._before - now)).sum()
-        return self._weight * divergence / len(now)
+        change = (self._before.exp() * (self._before - now)).sum() / len(now)
+        self._change = float(change.detach())
+        return self._weight * change
 
     def before_step(self, model: Any, micro_batches: Sequence[Batch]) -> None:
         """Keep what the weights that are about to move say to the rows of the next step."""
         self._steps += 1
+        self._length += self._change
         with torch.no_grad():
             self._before = self._log_probs(model, self._steps)
 
@@ -76,11 +84,14 @@ class OutputPath:
 
     def state(self) -> Mapping[str, Any]:
         """The outputs too, (supervised tokens of the rows, vocabulary) in float32."""
-        return {"steps": self._steps, "before": self._before}
+        return {"steps": self._steps, "before": self._before, "length": self._length}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._steps = state["steps"]
-        self._before = state["before"]
+        self._steps, self._before, self._length = state["steps"], state["before"], state["length"]
+
+    def finish(self, model: Any, folder: Path) -> Json:
+        """How many anchors there are, and the path's length so far: the sum of the steps' KL in nats per token."""
+        return {"anchors": len(self._anchors), "path_length": self._length}
 
     def _log_probs(self, model: Any, step: int) -> Tensor:
         """log p at every supervised position of the rows of `step`: (tokens, vocabulary)."""
