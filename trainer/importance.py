@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -150,9 +150,26 @@ def uniform(diagonal: Importance) -> Importance:
     return replace(diagonal, kind="uniform", layers=dict.fromkeys(diagonal.layers, flat))
 
 
+class _Sandwich(torch.autograd.Function):
+    """thinᵀ · side · thin, (k, k), for thin (n, k) and a symmetric side, which is multiplied with once, not twice: the
+    gradient by thin is side · thin · (G + Gᵀ), and side · thin is there already.
+    """
+
+    @staticmethod
+    def forward(context: Any, thin: Tensor, side: Tensor) -> Tensor:
+        moved = side @ thin if side.dim() == 2 else side.reshape(-1, 1) * thin
+        context.save_for_backward(moved)
+        return thin.T @ moved
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (moved,) = context.saved_tensors
+        return moved @ (gradient + gradient.T), None
+
+
 def _sandwich(thin: Tensor, side: Tensor) -> Tensor:
-    """thinᵀ · side · thin, (k, k), for thin (n, k)."""
-    return thin.T @ (side @ thin if side.dim() == 2 else side.reshape(-1, 1) * thin)
+    result: Tensor = _Sandwich.apply(thin, side)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+    return result
 
 
 def _require_alike(old: Importance, new: Importance) -> None:

@@ -54,8 +54,11 @@ class QuadraticPenalty:
             return float(self._omega(model))
 
     def _omega(self, model: Any) -> Tensor:
+        return self.importance.omega(self._moves(model))
+
+    def _moves(self, model: Any) -> Mapping[str, Factors]:
         layers = lora_layers(model, self._adapter)
-        return self.importance.omega({layer.name: layer.minus(self.reference.get(layer.name)) for layer in layers})
+        return {layer.name: layer.minus(self.reference.get(layer.name)) for layer in layers}
 
 
 def starting_point(model: Any, adapter: str = "default") -> Mapping[str, Factors]:
