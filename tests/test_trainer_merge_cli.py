@@ -15,15 +15,20 @@ import torch
 from safetensors.torch import load_file
 
 from adapters.base import find_base
+from adapters.home import Home
 from adapters.main import main
 from adapters.manifests import weights_digest
+from tests.adapter_folders import evaluation
 from tests.trainer_base import SHAPE, Files, colour_rows, make_files, write_rows
 from trainer.config import TrainConfig
 from trainer.data import halves, read_evaluation
+from trainer.errors import Interrupted
 from trainer.folder import RunFolder
-from trainer.merge_config import MergeSettings
+from trainer.merge_config import Input, MergeSettings
+from trainer.merge_inputs import find_sources
+from trainer.merge_run import run_merge
 from trainer.model import WEIGHTS_FILE, add_lora, load_base, save_adapter
-from trainer.scale_sweep import SCALES, read_selecting
+from trainer.scale_sweep import SCALES, ScalePoint, Sweep, read_selecting
 from trainer.task import read_task
 
 
@@ -178,6 +183,34 @@ def test_a_sweep_takes_the_largest_scale_that_keeps_the_guardrail_and_writes_it(
     assert tight["sweep"]["chosen"] == tight["inputs"][0]["weight"] == 0.6
     whole, part = (load_file(one / WEIGHTS_FILE) for one in (folder, tmp_path / "tight/adapter"))
     assert all(torch.equal(part[name], whole[name] * (0.6 if "lora_B" in name else 1)) for name in whole)
+
+
+def test_the_largest_scale_that_keeps_its_guardrails_counts_even_where_a_smaller_one_does_not() -> None:
+    """By the rise of every item in nats per token, against a bound of 0.02."""
+    rises = {1.0: 0.05, 0.9: 0.01, 0.8: 0.03, 0.7: 0.01}
+    points = [ScalePoint(scale, evaluation(), (evaluation(rise=rise),)) for scale, rise in rises.items()]
+    assert Sweep(points, 0.02).chosen == 0.9
+    assert Sweep(points, 0.005).chosen is None
+
+
+def test_a_merge_that_is_asked_to_stop_stops_after_a_layer_and_leaves_no_adapter(
+    files: Files, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    class Impatient:
+        stop_requested = True
+
+        def say(self, text: str) -> None: ...
+
+        def advance(self, what: str, done: float, total: float, note: str = "") -> None: ...
+
+    base = find_base(str(files.base))
+    sources = find_sources(Home.at(tmp_path / "home"), [Input(str(one)) for one in folders.values()], base)
+    values = {"base": "tiny", "out": tmp_path / "out", "method": "soup"}
+    with pytest.raises(Interrupted, match="after 1 of 14 layers"):
+        run_merge(
+            MergeSettings.model_validate(values), base, sources, "a" * 64, RunFolder(tmp_path / "out"), Impatient()
+        )
+    assert not (tmp_path / "out/adapter").exists()
 
 
 def test_a_sweep_in_which_no_scale_keeps_the_guardrail_says_so_and_writes_no_adapter(

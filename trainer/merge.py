@@ -6,7 +6,7 @@ A layer that only some of the adapters have is 0 in the others. Never on A and B
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,11 +49,20 @@ class Merged:
         return rank_of(self.layers.values())
 
 
-def merge_adapters(inputs: Sequence[Weighted], settings: MergeSettings) -> Merged:
-    """Merge `inputs`, which are adapters of one base. Draws nothing from torch's global generator."""
+def merge_adapters(
+    inputs: Sequence[Weighted], settings: MergeSettings, on_layer: Callable[[int, int], None] | None = None
+) -> Merged:
+    """Merge `inputs`, which are adapters of one base. Draws nothing from torch's global generator.
+
+    `on_layer` hears how many layers of how many are done.
+    """
     present = [one.adapter.layers for one in inputs]
     names = list(dict.fromkeys(name for layers in present for name in layers))
-    found = {name: _merge_layer(name, _with_zeros(name, present), inputs, settings) for name in names}
+    found: dict[str, Truncated] = {}
+    for name in names:
+        found[name] = _merge_layer(name, _with_zeros(name, present), inputs, settings)
+        if on_layer:
+            on_layer(len(found), len(names))
     return Merged({name: one.factors for name, one in found.items()}, {name: one.lost for name, one in found.items()})
 
 

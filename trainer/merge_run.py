@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from adapters.base import Base
 from adapters.manifests import weights_digest
 from adapters.rows import sha256_file
 
-from .errors import NoScaleKeeps
+from .errors import Interrupted, NoScaleKeeps
 from .folder import RunFolder, write_json
 from .merge import Weighted, merge_adapters, refuse_large_rank, refuse_misfits, write_merged
 from .merge_config import MergeSettings
@@ -29,8 +29,8 @@ def run_merge(
 ) -> Mapping[str, object]:
     """Write OUT/adapter and OUT/run.json; returns the record.
 
-    Raises `NoScaleKeeps` where a sweep finds none (OUT/sweep.json says why), and `RankTooLarge` where an exact
-    result needs more rank than engines load and no rank was asked for.
+    Raises `Interrupted` where the observer asks to stop, `NoScaleKeeps` where a sweep finds none (OUT/sweep.json says
+    why), and `RankTooLarge` where an exact result needs more rank than engines load and no rank was asked for.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -43,7 +43,7 @@ def run_merge(
     refuse_misfits(inputs)
     refuse_large_rank(inputs, settings)
     folder.claim(identity)
-    merged = merge_adapters(inputs, settings)
+    merged = merge_adapters(inputs, settings, watch_merging(observer))
     write_merged(merged, inputs, settings, folder.adapter, base)
     record: dict[str, object] = {
         "identity": identity,
@@ -61,6 +61,17 @@ def run_merge(
     }
     folder.finish(record)
     return record
+
+
+def watch_merging(observer: Observer) -> Callable[[int, int], None]:
+    """What a merge calls after every layer; raises `Interrupted` where the observer asks to stop."""
+
+    def on_layer(done: int, total: int) -> None:
+        if observer.stop_requested:
+            raise Interrupted(f"interrupted after {done} of {total} layers", hint="the same command starts again")
+        observer.advance("merging", done, total)
+
+    return on_layer
 
 
 def _sweep(settings: MergeSettings, base: Base, source: Source, folder: RunFolder, observer: Observer) -> Sweep:
