@@ -10,11 +10,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from adapters.main import main
+from adapters.rows import sha256_file
 from tests.trainer_base import Files, colour_rows, make_files, write_rows
 
 PROGRAM = "from adapters.main import main; main()"
@@ -61,7 +63,7 @@ def branchline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 
 def test_train_publishes_and_a_second_time_says_at_once_that_it_is_done(
-    files: Files, tmp_path: Path, branchline: Branchline
+    files: Files, tmp_path: Path, branchline: Branchline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     branchline("route", "create", "colour")
     words = ("train", "colour", *files.arguments, *SHORT, "--out", str(tmp_path / "out"), "--publish", "--json")
@@ -71,6 +73,9 @@ def test_train_publishes_and_a_second_time_says_at_once_that_it_is_done(
     assert "already trained" in again.stderr
     assert again.stdout == f"{first.stdout}False\n", "the same record, and torch was never imported"
     assert "other settings, base or data" in branchline(*words, "--seed", "1", code=1).stderr
+    monkeypatch.setenv("RANK", "1")
+    second = branchline(*words)
+    assert (second.stdout, second.stderr) == ("", ""), "of several processes only the first says anything"
 
 
 def test_a_published_version_gets_fresh_evidence_on_other_items(
@@ -118,11 +123,47 @@ def test_ctrl_c_leaves_a_state_from_which_the_same_command_goes_on_and_finishes(
     assert json.loads(finished.stdout)["steps"] == 40
 
 
+def test_a_run_starts_from_a_published_version(files: Files, tmp_path: Path, branchline: Branchline) -> None:
+    branchline("route", "create", "colour")
+    words = ("train", "colour", *files.arguments, *SHORT)
+    first = branchline(*words, "--out", str(tmp_path / "one"), "--publish", "--json")
+    second = branchline(*words, "--out", str(tmp_path / "two"), "--start", "colour@1", "--json")
+    assert json.loads(second.stdout)["files"]["start"] == {
+        "file": "adapter_model.safetensors",
+        "sha256": sha256_file(tmp_path / "one/adapter/adapter_model.safetensors"),
+    }
+    other = branchline(*words, "--rank", "2", "--out", str(tmp_path / "three"), "--start", "colour@1", code=2)
+    assert "set rank to 4" in other.stderr
+    assert json.loads(first.stdout)["weights_digest"] != json.loads(second.stdout)["weights_digest"]
+
+
+def test_a_tracker_gets_losses_rates_norms_speed_and_every_candidates_scores(
+    files: Files, tmp_path: Path, branchline: Branchline
+) -> None:
+    words = ("train", "colour", *files.arguments, *SHORT, "--tracker", "tensorboard", "--out", str(tmp_path / "out"))
+    figures = json.loads(branchline(*words, "--json").stdout)
+    tracked: Any = EventAccumulator(str(tmp_path / "out/tracker/colour"))
+    tracked.Reload()
+    of_steps = {"loss", "loss/cross_entropy", "learning_rate", "gradient_norm", "tokens_per_second"}
+    of_points = {"selection/exact_match", "selection/nll", "selection/general nll rise"}
+    assert set(tracked.Tags()["scalars"]) == of_steps | of_points
+    for name in of_steps:
+        assert [event.step for event in tracked.Scalars(name)] == list(range(1, figures["steps"] + 1))
+    for name in of_points:
+        assert [event.step for event in tracked.Scalars(name)] == [figures["steps"]]
+
+
 BAD: Sequence[tuple[Sequence[str], int, str]] = [
     (("--rank", "0"), 2, "rank: Input should be greater than or equal to 1, found '0'"),
     (("--data", "nowhere.jsonl"), 2, "data: no file 'nowhere.jsonl'"),
     (("--base", "nowhere"), 1, "no base folder 'nowhere'|neither a folder nor in the local hub cache"),
     (("--target", "nonsense"), 1, "no linear layer named nonsense"),
+    (("--method", "ewc:weigth=1"), 2, "methods: ewc: unknown key weigth, known are budget, importance"),
+    (("--method", "ewc:weight=much"), 2, "methods.ewc.weight: Input should be a valid number"),
+    (("--method", "magic"), 2, "unknown method 'magic', known are "),
+    (("--dora",), 2, "dora: DoRA rescales the base's weights"),
+    (("--start", "nowhere@3"), 1, "no version nowhere@3"),
+    (("--tracker", "diary"), 2, "unknown tracker 'diary', known are aim, "),
 ]
 
 

@@ -147,7 +147,7 @@ class TrainConfig(_Config):
     def _plain_lora(cls, dora: bool) -> bool:
         if dora:
             raise ValueError(
-                "DoRA rescales the base's weights per output, which engines do not load; use rslora or none"
+                "DoRA rescales the base's weights per output, which engines do not load; rslora they do"
             )
         return dora
 

@@ -5,6 +5,7 @@ OUT/evidence.json   what `adapter add --evidence` takes
 OUT/evidence.html   the same to look at
 OUT/run.json        settings, digests, versions, timings; written last: where it is, the run is done
 OUT/methods/        what methods leave for later stages, where there is any
+OUT/tracker/        what a tracker like TensorBoard wrote, where one was asked for
 OUT/work/           while the run lasts: identity, resumable state, candidates, cached base scores
 """
 

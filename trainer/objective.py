@@ -41,7 +41,8 @@ class Penalty(Protocol):
 
         `logits` (examples, predicted, vocabulary, float32) belong to the last `predicted` columns of
         `batch.labels`: `logits[:, t]` predicts `batch.labels[:, -predicted + t]`. May run further forward passes;
-        leaves the model's parameters, its mode and torch's global generator as they were.
+        leaves the model's parameters, its mode and torch's global generator as they were. What it remembers from
+        step to step it changes as a hook: of several processes each calls this for its own micro-batches only.
         """
 
 
