@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from adapters.base import find_base
@@ -24,10 +25,10 @@ from trainer.folder import RunFolder
 from trainer.methods import distill, kl
 from trainer.methods.build import build_recipe
 from trainer.methods.recipe import Context, Recipe
-from trainer.methods.settings import Distill, Kl
+from trainer.methods.settings import Distill, Kl, MethodSettings, parse_method
 from trainer.model import LoraShape, add_lora
 from trainer.objective import Objective, predict
-from trainer.past import Past
+from trainer.past import Past, PastTask
 from trainer.run import Run, prepare
 from trainer.teacher import BaseTeacher, StartTeacher, Teacher
 from trainer.teacher_cache import SparseTeacher
@@ -405,3 +406,21 @@ def test_replay_distillation_and_a_penalty_on_the_update_train_together(tmp_path
     before = weights(run.model)
     assert not same(train(run), before)
     assert [penalty.name for penalty in run.training.recipe.penalties] == ["kl", "distill", "l2"]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "distill:teacher=cached",
+        "masking",
+        "replay:selection=diverse",
+        "replay:selection=difficult",
+        "replay:selection=self",
+    ],
+)
+def test_what_reads_all_rows_before_the_first_step_can_be_interrupted(context: Context, method: str) -> None:
+    settings = TypeAdapter(MethodSettings).validate_python(parse_method(method))
+    past = Past(tasks=(PastTask("before", context.examples),), start=STARTED.start)
+    with pytest.raises(Interrupted, match="while reading"):
+        build_recipe([settings], replace(context, observer=Stopper(0), past=past))
+    assert not list(context.cache.iterdir())

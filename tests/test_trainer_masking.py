@@ -77,9 +77,9 @@ def test_a_perplexity_equal_to_the_threshold_is_kept() -> None:
 
 
 def test_padding_and_order_do_not_change_what_a_token_costs(context: Context) -> None:
-    together = completion_nlls(context.model, context.examples, 4096, context.loaded.pad_token)
+    together = completion_nlls(context.model, context.examples, 4096, 0, context.observer)
     for example, nlls in zip(context.examples, together, strict=True):
-        alone = completion_nlls(context.model, [example], 1, context.loaded.pad_token)[0]
+        alone = completion_nlls(context.model, [example], 1, 0, context.observer)[0]
         torch.testing.assert_close(nlls, alone, rtol=0, atol=2e-5)  # float32 sums in another order
 
 

@@ -53,7 +53,7 @@ def kept(settings: Replay, context: Context) -> Mapping[str, list[Encoded]]:
 
 
 def reader(context: Context) -> Reader:
-    return Reader(context.loaded, context.model, context.seed, context.batch_tokens)
+    return Reader(context.loaded, context.model, context.seed, context.batch_tokens, context.observer)
 
 
 @pytest.mark.parametrize("tasks", range(1, 21))
@@ -154,7 +154,7 @@ def test_hardest_takes_turns_with_random_and_puts_the_top_two_percent_last() -> 
 
 def test_difficult_rows_are_those_of_the_highest_mean_token_loss_under_the_start(context: Context) -> None:
     examples = context.past.tasks[0].examples
-    nlls = completion_nlls(context.model, examples, 4096, context.loaded.pad_token)
+    nlls = completion_nlls(context.model, examples, 4096, 0, context.observer)
     worst = max(range(len(examples)), key=lambda index: float(nlls[index].mean()))
     assert reader(context).rank(examples, "difficult", 4)[0] == worst
 

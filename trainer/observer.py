@@ -26,6 +26,19 @@ def interrupted(where: str) -> Interrupted:
     return Interrupted(f"interrupted {where}, everything so far is saved", hint="the same command goes on from there")
 
 
+def watch_rows(observer: Observer, what: str, total: int) -> Callable[[int], None]:
+    """What a method calls with the number of rows it has read, of `total`; raises `Interrupted` where the observer
+    asks to stop.
+    """
+
+    def on_rows(done: int) -> None:
+        if observer.stop_requested:
+            raise interrupted(f"while reading {what}")
+        observer.advance(what, done, total)
+
+    return on_rows
+
+
 def watch_scoring(observer: Observer) -> Callable[[str, int, int], None]:
     """What a comparison calls after every batch; raises `Interrupted` where the observer asks to stop."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from .evaluate import BATCH_ROWS, greedy
 from .memory import diverse, hardest, shuffled
 from .methods.settings import Selection
 from .model import LoadedBase
+from .observer import Observer, watch_rows
 from .teacher import completion_nlls, frozen
 
 _SHORTEST_LIMIT = 16
@@ -23,12 +24,13 @@ _SHORTEST_LIMIT = 16
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """The model of a run and how to read it. `model` carries the starting weights."""
+    """The model of a run and how to read it. `model` carries the starting weights. Reading raises `Interrupted`."""
 
     loaded: LoadedBase
     model: Any
     seed: int
     batch_tokens: int
+    observer: Observer
 
     def rank(self, examples: Sequence[Encoded], selection: Selection, count: int) -> list[int]:
         """Indices of all `examples` by priority. `count` is the most of them that were ever kept: k-means' k."""
@@ -36,13 +38,14 @@ class Reader:
         if selection == "diverse":
             return diverse(self.embed_prompts(examples), count, random_order, self.seed)
         if selection == "difficult":
-            nlls = completion_nlls(self.model, examples, self.batch_tokens, self.loaded.pad_token)
+            nlls = completion_nlls(self.model, examples, self.batch_tokens, self.loaded.pad_token, self.observer)
             return hardest([float(one.mean()) for one in nlls], random_order)
         return random_order
 
     def embed_prompts(self, examples: Sequence[Encoded]) -> NDArray[np.float32]:
         """Last hidden states of the base, adapter disabled, mean over each prompt's tokens: (examples, hidden)."""
         found: dict[int, NDArray[np.float32]] = {}
+        on_rows = watch_rows(self.observer, "prompts to remember", len(examples))
         with frozen(self.model), self.model.disable_adapter():
             for group in group_by_length(
                 range(len(examples)), [len(one.prompt) for one in examples], self.batch_tokens
@@ -52,12 +55,14 @@ class Reader:
                 weight = mask.unsqueeze(-1).float()
                 means = (output.last_hidden_state.float() * weight).sum(dim=1) / weight.sum(dim=1)
                 found.update(zip(group, means.cpu().numpy(), strict=True))
+                on_rows(len(found))
         return np.stack([found[index] for index in range(len(examples))])
 
-    def answer_by_base(self, examples: Sequence[Encoded], on_rows: Callable[[int], None]) -> list[tuple[int, ...]]:
+    def answer_by_base(self, examples: Sequence[Encoded]) -> list[tuple[int, ...]]:
         """What the base writes after each prompt, greedily, its end token included; at most twice the longest answer
-        among `examples`, and cut there without an end token. `on_rows` hears how many are done.
+        among `examples`, and cut there without an end token.
         """
+        on_rows = watch_rows(self.observer, "the base's own answers", len(examples))
         longest = max(len(one.completion) for one in examples)
         room = self.loaded.context_length - max(len(one.prompt) for one in examples)
         limit = max(1, min(room, max(_SHORTEST_LIMIT, 2 * longest)))

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from .batches import Batch, collate, group_by_length
 from .data import Encoded
 from .objective import predict, token_nll
+from .observer import Observer, watch_rows
 
 
 class Teacher(Protocol):
@@ -95,8 +96,13 @@ def read_batches(examples: Sequence[Encoded], batch_tokens: int, pad_token: int)
         yield indices, collate([whole[index] for index in indices], pad_token)
 
 
-def completion_nlls(model: Any, examples: Sequence[Encoded], batch_tokens: int, pad_token: int) -> list[Tensor]:
-    """−log p of every completion token in nats under `model` as it is, dropout off: per example (completion,)."""
+def completion_nlls(
+    model: Any, examples: Sequence[Encoded], batch_tokens: int, pad_token: int, observer: Observer
+) -> list[Tensor]:
+    """−log p of every completion token in nats under `model` as it is, dropout off: per example (completion,).
+    Raises `Interrupted`.
+    """
+    on_rows = watch_rows(observer, "the start", len(examples))
     nlls: dict[int, Tensor] = {}
     with frozen(model):
         for indices, padded in read_batches(examples, batch_tokens, pad_token):
@@ -104,4 +110,5 @@ def completion_nlls(model: Any, examples: Sequence[Encoded], batch_tokens: int, 
             found = token_nll(predict(model, batch), batch).cpu()
             for index, one in zip(indices, found, strict=True):
                 nlls[index] = one[-len(examples[index].completion) :].clone()
+            on_rows(len(nlls))
     return [nlls[index] for index in range(len(examples))]

@@ -27,7 +27,7 @@ from adapters.types import Json
 
 from ..batches import Batch
 from ..divergence import supervised_logits, token_kl
-from ..observer import interrupted
+from ..observer import watch_rows
 from ..teacher import BaseTeacher, StartTeacher, Teacher
 from ..teacher_cache import SparseTeacher
 from .recipe import Context, Recipe
@@ -93,14 +93,8 @@ def cache_teacher(settings: Distill, context: Context, teacher: Teacher) -> Spar
     if file.is_file():
         sparse.load(file)
         return sparse
-    rows = len(context.examples)
-
-    def on_rows(done: int) -> None:
-        if context.observer.stop_requested:
-            raise interrupted("while reading the teacher")
-        context.observer.advance("reading the teacher", done, rows)
-
-    sparse.fill(context.examples, context.batch_tokens, on_rows)
+    watch = watch_rows(context.observer, "the teacher", len(context.examples))
+    sparse.fill(context.examples, context.batch_tokens, watch)
     sparse.save(file)
     return sparse
 

@@ -33,11 +33,15 @@ LITTLE = 0.2
 
 
 def build(settings: Masking, context: Context) -> Recipe:
-    """Reads the starting model once, dropout off. Raises `DataInvalid` where no token is left."""
+    """Reads the starting model once, dropout off. Raises `DataInvalid` where no token is left, and
+    `Interrupted`.
+    """
     file = context.cache / f"masking-{sha256_json(settings.threshold)[:16]}.json"
     if not file.is_file():
         started = time.monotonic()
-        nlls = completion_nlls(context.model, context.examples, context.batch_tokens, context.loaded.pad_token)
+        nlls = completion_nlls(
+            context.model, context.examples, context.batch_tokens, context.loaded.pad_token, context.observer
+        )
         dropped = [improbable(one, settings.threshold) for one in nlls]
         write_json(file, {"dropped": dropped, "seconds": round(time.monotonic() - started, 2)})
     saved = json.loads(file.read_text(encoding="utf-8"))

@@ -33,7 +33,6 @@ from ..errors import DataInvalid, LeakFound
 from ..folder import write_json
 from ..memory import first_quota, quotas
 from ..mixed_batches import MixedBatches, memory_batches
-from ..observer import interrupted
 from ..past import PastTask
 from ..remember import Reader
 from ..teacher_cache import row_key
@@ -134,7 +133,7 @@ def _choose(
 ) -> list[tuple[int, tuple[int, ...] | None]]:
     """The index of each kept row of a task and, with `self`, what the base writes there."""
     examples = tasks[index].examples
-    reader = Reader(context.loaded, context.model, context.seed, context.batch_tokens)
+    reader = Reader(context.loaded, context.model, context.seed, context.batch_tokens, context.observer)
     quota = quotas(settings.capacity, len(tasks))[index]
     order = _kept_before(settings, context, tasks[index])
     if len(order) < quota:
@@ -143,13 +142,7 @@ def _choose(
     kept = order[:quota]
     if settings.selection != "self" or not kept:
         return [(one, None) for one in kept]
-
-    def on_rows(done: int) -> None:
-        if context.observer.stop_requested:
-            raise interrupted("while the base writes rows to replay")
-        context.observer.advance("the base's own answers", done, len(kept))
-
-    written = reader.answer_by_base([examples[one] for one in kept], on_rows)
+    written = reader.answer_by_base([examples[one] for one in kept])
     return list(zip(kept, written, strict=True))
 
 
