@@ -389,6 +389,13 @@ def test_a_rank_cuts_every_method_and_the_loss_is_reported_by_layer(
     assert check_folder(folder, base, limits=Limits()).rank == 2
 
 
+def test_without_a_rank_nothing_exact_is_ever_cut(base: Base, tmp_path: Path) -> None:
+    """Rank 70 is over what most engines load; to scale it is not to lose any of it."""
+    save_adapter(lora(base, LoraShape(rank=70, alpha=70, targets=("q_proj",)), 0), tmp_path / "high", base.id)
+    merged = merge_adapters(inputs([tmp_path / "high"], [0.5]), settings("scale"))
+    assert (merged.rank, set(merged.lost.values())) == (70, {0.0})
+
+
 # -- serving ----------------------------------------------------------------------------------------------------------
 
 

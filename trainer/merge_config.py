@@ -39,7 +39,7 @@ class MergeSettings(BaseModel):
     base: str = Field(description="Base model: a folder or a hub id in the local cache.")
     method: MergeMethod = Field(description="How ΔW is made: scale, soup, sum, ties or dare.")
     out: Path = Field(description="Folder to write to.")
-    rank: int | None = Field(None, ge=1, le=512, description=f"Truncate to this rank by SVD [up to {DEFAULT_RANK}].")
+    rank: int | None = Field(None, ge=1, le=512, description=f"Cut to this rank by SVD [ties, dare: {DEFAULT_RANK}].")
     density: float = Field(0.2, gt=0, le=1, description="ties: share of each matrix that is kept.")
     drop: float = Field(0.5, ge=0, lt=1, description="dare: share of each matrix that is dropped.")
     seed: int = Field(0, ge=0, lt=2**32, description="dare: draws what is dropped.")
@@ -59,8 +59,8 @@ class MergeSettings(BaseModel):
     threads: int | None = Field(None, ge=1, description="CPU threads.")
 
     def rank_of(self, exact: int) -> int:
-        """The rank a layer may have, given the rank at which nothing is lost."""
-        return self.rank or min(exact, DEFAULT_RANK)
+        """The rank a layer may have, given its inputs' ranks added up; dense results have no rank of their own."""
+        return self.rank or (min(exact, DEFAULT_RANK) if self.method in ("ties", "dare") else exact)
 
     @property
     def files(self) -> dict[str, Path]:
