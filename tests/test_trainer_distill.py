@@ -402,10 +402,10 @@ def test_a_run_with_replay_and_a_cached_teacher_goes_on_bit_for_bit(tmp_path: Pa
 def test_replay_distillation_and_a_penalty_on_the_update_train_together(tmp_path: Path) -> None:
     files = make_files(tmp_path)
     past = write_rows(tmp_path / "before.jsonl", varied_rows(30))
-    run = make_run(files, tmp_path / "out", Silent(), ("replay", "kl:weight=0.1", "distill", "l2"), past)
+    run = make_run(files, tmp_path / "out", Silent(), ("replay", "kl:weight=0.1", "distill", "ewc:sequences=8"), past)
     before = weights(run.model)
     assert not same(train(run), before)
-    assert [penalty.name for penalty in run.training.recipe.penalties] == ["kl", "distill", "l2"]
+    assert [penalty.name for penalty in run.training.recipe.penalties] == ["kl", "distill", "ewc"]
 
 
 @pytest.mark.parametrize(

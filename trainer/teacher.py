@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from .batches import Batch, collate, group_by_length
 from .data import Encoded
+from .modes import evaluation_mode
 from .objective import predict, token_nll
 from .observer import Observer, watch_rows
 
@@ -77,14 +78,8 @@ class StartTeacher:
 @contextlib.contextmanager
 def frozen(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients; every module's mode is put back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    with evaluation_mode(model), torch.no_grad():
+        yield
 
 
 def read_batches(examples: Sequence[Encoded], batch_tokens: int, pad_token: int) -> Iterator[tuple[list[int], Batch]]:
