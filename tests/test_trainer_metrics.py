@@ -18,7 +18,7 @@ from adapters.rows import Example, Message, read_examples
 from tests.trainer_base import lora_model, make_trainable_base, varied_rows
 from trainer import choices
 from trainer.config import ScoredMetric
-from trainer.data import Encoded, encode
+from trainer.data import Dataset, Encoded, encode
 from trainer.errors import DataInvalid
 from trainer.evaluate import Evaluator
 from trainer.metrics import score_text, token_f1
@@ -109,6 +109,14 @@ def test_nothing_to_choose_and_too_much_to_choose_are_refused(model: Any, answer
     items = asking(model, [(f"{number}?", answer, ()) for number, answer in enumerate(answers)])
     with pytest.raises(DataInvalid, match=r"answers to choose among, expected 2 to 256"):
         evaluator(model, "choice").score(items)
+
+
+def test_a_data_set_without_choices_is_refused_before_any_work_and_by_name(model: Any) -> None:
+    items = tuple(asking(model, [("a?", "yes", ()), ("b?", "yes", ())]))
+    dataset = Dataset("general", "0" * 64, items, {})
+    choices.require_choices("exact_match", [dataset])
+    with pytest.raises(DataInvalid, match=r"^general: choice: between 1 and 1 answers"):
+        choices.require_choices("choice", [dataset])
 
 
 def test_a_tie_is_not_right(model: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 
 from adapters.base import Base, find_base
 from adapters.convergence import wait_in_force
-from adapters.evidence import Evaluation, Evidence, Item, Metric, Score
+from adapters.evidence import Evaluation, Evidence, Item, Metric, Score, parse_evidence
 from adapters.home import Home
 from adapters.publish import attach_evidence, publish_folder
 from adapters.registry import Registry
@@ -29,8 +31,12 @@ from adapters.store import Store
 from adapters.types import AdapterVersion
 from tests.gateway_process import BRANCHLINE, GatewayProcess, branchline, environment, serving
 from tests.tiny_model import make_adapter, make_base
+from tests.trainer_base import encoded, lora_model, make_trainable_base
+from trainer.cli import evaluate
 from trainer.errors import CheckpointInvalid, Degraded, FolderOccupied, NothingToCompare
+from trainer.evaluate import Evaluator
 from trainer.live import ERRORS_IN_A_ROW, NOT_ASKED
+from trainer.model import save_adapter
 from trainer.monitor import (
     Expected,
     Measured,
@@ -264,6 +270,27 @@ def test_ctrl_c_ends_a_schedule_at_once_and_what_was_seen_is_kept(stage: Stage) 
     assert stage.watch("scheduled")[0]["look"] == 2
 
 
+def test_ctrl_c_ends_a_look_in_the_middle_of_its_requests(stage: Stage) -> None:
+    """The gateway is one that takes a request and never answers it."""
+    stage.route("hanging", [RIGHT])
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        process = subprocess.Popen(
+            [BRANCHLINE, "monitor", *stage.words("hanging", url=url)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        listening.settimeout(60)
+        with listening.accept()[0] as connection:
+            assert connection.recv(4)
+            process.send_signal(signal.SIGINT)
+            out, said = process.communicate(timeout=30)
+    assert (process.returncode, out, said.strip()) == (130, "", "interrupted")
+    assert stage.watch("hanging")[0]["look"] == 1
+
+
 def test_wrong_usage_is_refused_before_anybody_is_asked(stage: Stage) -> None:
     assert "no route" in branchline(
         "monitor", *("../x", "--url", NOBODY, "--target", str(stage.rows)), home=stage.home.folder, expect=1
@@ -287,6 +314,37 @@ def test_a_look_is_printed_as_a_table(stage: Stage) -> None:
     assert title == "printed@1, look 1 of 24: fine"
     assert header.split()[:5] == ["set", "metric", "items", "reference", "live"]
     assert row.split()[:6] == ["rows", "contains", "40", "0.750", "0.750", "+0.0"]
+
+
+def test_a_real_engine_answers_a_monitor_as_evaluate_heard_it(tmp_path: Path) -> None:
+    """Evidence of `evaluate`, answers of the embedded backend: not one of 24 items may differ. Every other row wants
+    how the adapter's own answer begins, so that both right and wrong ones occur.
+    """
+    loaded, lora = lora_model(make_trainable_base(tmp_path / "tiny"), effect=0.3)
+    asked = [(f"say {n} and {n * n}", "never said") for n in range(24)]
+    heard = Evaluator(lora, loaded.tokenizer, loaded.end_tokens, loaded.pad_token, "contains").score(
+        encoded(loaded, asked)
+    )
+    wanted = [one.output.strip()[:3] if n % 2 else "never said" for n, one in enumerate(heard)]
+    rows = tmp_path / "rows.jsonl"
+    documents = [{"input": ask, "output": want or "-"} for (ask, _), want in zip(asked, wanted, strict=True)]
+    rows.write_text("".join(json.dumps(one) + "\n" for one in documents), encoding="utf-8")
+    folder, home, base = tmp_path / "colour", tmp_path / "home", str(tmp_path / "tiny")
+    save_adapter(lora, folder, "tiny")
+    words = (str(folder), "--base", base, "--eval", str(rows), "--metric", "contains", "--out", str(tmp_path / "out"))
+    assert CliRunner().invoke(evaluate, [*words, "--home", str(home)]).exit_code == 0
+    evidence = parse_evidence((tmp_path / "out" / "evidence.json").read_bytes())
+    with contextlib.closing(Registry.open(Home.at(home).registry_url)) as registry:
+        registry.create_route("colour")
+        publish_folder(registry, Home.at(home).open_store(), "colour", folder, find_base(base), evidence=evidence)
+        registry.promote("colour", 1, forced="a test")
+    with serving(home, "--backend", "embedded", "--base", base) as gateway:
+        where = ("--url", gateway.url, "--target", str(rows), "--home", str(home))
+        done = CliRunner().invoke(monitor, ["colour", *where, "--once", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["sets"][0]
+    assert (found["drop"]["pairs"], found["drop"]["worse"], found["drop"]["better"]) == (24, 0, 0)
+    assert 0.2 < found["live"] < 0.8
 
 
 class _Mixed(BaseHTTPRequestHandler):

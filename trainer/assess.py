@@ -11,6 +11,7 @@ import torch
 from adapters.base import Base
 from adapters.evidence import Evidence
 
+from .choices import require_choices
 from .comparison import Compared, Comparison
 from .config import AssessConfig
 from .data import Dataset, halves, read_evaluation
@@ -37,6 +38,7 @@ def assess(
     observer.say(f"loading base {base.id}")
     loaded = load_base(base)
     judges = read_judges(config, loaded)
+    require_choices(config.metric, judges.datasets)
     decisions = require_decisions(config.decisions, judges)
     model = load_adapter(loaded, folder)
     evaluator = make_evaluator(config, model, loaded)

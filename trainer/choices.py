@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapters.evidence import Metric
 from adapters.rows import Example
 
 from .batches import group_by_length
-from .data import ChatTokenizer, Encoded, encode
+from .data import ChatTokenizer, Dataset, Encoded, encode
 from .errors import DataInvalid
 
 PAIR_TOKENS = 8192  # cached prompt and answer tokens of all pairs of one pass
@@ -62,6 +63,15 @@ def fill_choices(items: Sequence[Encoded]) -> list[Encoded]:
             hint='give rows "choices", or another metric',
         )
     return filled
+
+
+def require_choices(metric: Metric, datasets: Sequence[Dataset]) -> None:
+    """Refuse at once what `choice` could not score; raises `DataInvalid` for the first data set it is so with."""
+    for dataset in datasets if metric == "choice" else ():
+        try:
+            fill_choices(dataset.examples)
+        except DataInvalid as error:
+            raise DataInvalid(f"{dataset.name}: {error.message}", hint=error.hint) from error
 
 
 def choose(

@@ -40,13 +40,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The scores of a set's items to compare with, by row digest, and the metric they were taken with."""
+    """The scores of a set's items to compare with, by row digest, the metric they were taken with, and how many tokens
+    an answer may take.
+    """
 
     name: str
     kind: Kind
     file_digest: str
     metric: TextMetric
     scores: Mapping[str, float]
+    max_tokens: int = 256
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,14 +37,6 @@ class Questions:
         return {row.digest: row.answer for row in self.rows}
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What each set is held to, and how many tokens an answer may take."""
-
-    sets: tuple[Expected, ...]
-    max_tokens: int
-
-
 def read_questions(path: Path, kind: Kind) -> Questions:
     first: dict[str, Example] = {}
     for row in read_examples(path):
@@ -64,13 +56,14 @@ def find_evidence(registry: Registry, store: Store, wanted: str | None, live: Ad
     return [one for one in reversed(found) if one.weights_digest == version.digest]
 
 
-def take_reference(sets: Sequence[Questions], evidence: Sequence[Evidence], whose: str) -> Reference:
+def take_reference(sets: Sequence[Questions], evidence: Sequence[Evidence], whose: str) -> tuple[Expected, ...]:
     """The adapter's scores on each set, from the newest evidence that has that very file; raises `NothingToCompare`
     naming every set without one.
+
+    An answer may take as many tokens as `evaluate` gives it by default: twice the longest wanted, and at least 16.
     """
     problems: list[str] = []
     expected: list[Expected] = []
-    longest = 0
     for questions in sets:
         found = _evaluation(questions, evidence)
         if found is None:
@@ -79,11 +72,13 @@ def take_reference(sets: Sequence[Questions], evidence: Sequence[Evidence], whos
             problems.append(f"{questions.name} was scored by {found.metric}, which a gateway's text does not show")
         else:
             scores = {item.row: item.adapter.score for item in found.items}
-            expected.append(Expected(questions.name, questions.kind, questions.file_digest, found.metric, scores))
-            longest = max(longest, *(item.adapter.tokens for item in found.items), 0)
+            limit = max(16, 2 * max(item.adapter.tokens for item in found.items))
+            expected.append(
+                Expected(questions.name, questions.kind, questions.file_digest, found.metric, scores, limit)
+            )
     if problems:
         raise NothingToCompare("; ".join(problems), hint=_FIRST_HINT)
-    return Reference(tuple(expected), max(16, 2 * longest))
+    return tuple(expected)
 
 
 def without_reference(sets: Sequence[Questions], metric: TextMetric) -> tuple[Expected, ...]:

@@ -16,12 +16,11 @@ from .errors import Degraded, NothingToCompare
 from .live import Answer, Gateway
 from .metrics import TextMetric, score_text
 from .monitor import Expected, Measured, Plan, judge, seconds_until, set_level, worst
-from .monitor_reference import FIRST, Questions, Reference, find_evidence, take_reference, without_reference
+from .monitor_reference import FIRST, Questions, find_evidence, take_reference, without_reference
 from .monitor_rollback import take_back
 from .monitor_state import Look, StateFile, Watch
 
 POLL_SECONDS = 60.0  # how soon a new live version is noticed between two looks
-FIRST_MAX_TOKENS = 256
 
 Emit = Callable[[dict[str, object]], None]
 Progress = Callable[[str, int, int], None]
@@ -83,15 +82,15 @@ class Monitor:
     def look(self, version: AdapterVersion, watch: Watch, every: float | None = None) -> Look | None:
         """Ask every set once and judge it; `None` where there was nothing to judge yet."""
         first = self.settings.reference == FIRST
-        reference = self._reference(version, watch)
+        sets = self._expected(version, watch)
         measured = [
-            self._measure(version, questions, expected, reference.max_tokens)
-            for questions, expected in zip(self.settings.sets, reference.sets, strict=True)
+            self._measure(version, questions, expected)
+            for questions, expected in zip(self.settings.sets, sets, strict=True)
         ]
         if first and watch.reference is None:
             self._record(version, watch, measured)
             return None
-        missing = [_missing(*pair) for pair in zip(reference.sets, measured, strict=True) if _is_thin(*pair)]
+        missing = [_missing(*pair) for pair in zip(sets, measured, strict=True) if _is_thin(*pair)]
         if missing:
             if every is None:
                 raise NothingToCompare(
@@ -100,8 +99,8 @@ class Monitor:
             self.emit({"event": "incomplete", "version": str(version.ref), "why": "; ".join(missing)})
             return None
         number = len(watch.looks) + 1
-        level = set_level(self.settings.plan, number, len(reference.sets))
-        pairs = zip(reference.sets, measured, strict=True)
+        level = set_level(self.settings.plan, number, len(sets))
+        pairs = zip(sets, measured, strict=True)
         findings = tuple(judge(expected, found, level, self.settings.plan) for expected, found in pairs)
         look = Look.of(number, time.time(), worst(findings), findings)
         self.states.write(version.engine_name, replace(watch, looks=(*watch.looks, look)))
@@ -137,24 +136,24 @@ class Monitor:
         last = max((at for at in (watch.last_at, tried) if at is not None), default=None)
         return seconds_until(last, every, time.time())
 
-    def _reference(self, version: AdapterVersion, watch: Watch) -> Reference:
+    def _expected(self, version: AdapterVersion, watch: Watch) -> tuple[Expected, ...]:
         settings = self.settings
         if settings.reference == FIRST:
             sets = without_reference(settings.sets, settings.metric)
             if watch.reference is not None:
                 sets = tuple(replace(one, scores=watch.reference[one.file_digest]) for one in sets)
-            return Reference(sets, settings.max_tokens or FIRST_MAX_TOKENS)
-        evidence = find_evidence(self.registry, self.store, settings.reference, version)
-        found = take_reference(settings.sets, evidence, settings.reference or str(version.ref))
-        return replace(found, max_tokens=settings.max_tokens or found.max_tokens)
+        else:
+            evidence = find_evidence(self.registry, self.store, settings.reference, version)
+            sets = take_reference(settings.sets, evidence, settings.reference or str(version.ref))
+        return tuple(replace(one, max_tokens=settings.max_tokens or one.max_tokens) for one in sets)
 
-    def _measure(self, version: AdapterVersion, questions: Questions, expected: Expected, max_tokens: int) -> Measured:
+    def _measure(self, version: AdapterVersion, questions: Questions, expected: Expected) -> Measured:
         asked = [row for row in questions.rows if not expected.scores or row.digest in expected.scores]
 
         def on_answer(done: int) -> None:
             self.progress(questions.name, done, len(asked))
 
-        answers = asyncio.run(self.gateway.ask(self.settings.route, asked, max_tokens, on_answer))
+        answers = asyncio.run(self.gateway.ask(self.settings.route, asked, expected.max_tokens, on_answer))
         return _measured(version.engine_name, questions, expected.metric, [row.digest for row in asked], answers)
 
     def _record(self, version: AdapterVersion, watch: Watch, measured: Sequence[Measured]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from .choices import require_choices
 from .config import TrainConfig
 from .data import Dataset, halves, read_evaluation, read_training, refuse_shared
 from .decisions import Decisions, read_decisions
@@ -60,6 +61,7 @@ def read_task(config: TrainConfig, loaded: LoadedBase) -> Task:
     split = [halves(read(file, file.stem)) for file in config.guardrails]
     selecting = Judges(select_target, tuple(first for first, _ in split))
     judging = Judges(target, tuple(second for _, second in split))
+    require_choices(config.metric, [*selecting.datasets, *judging.datasets])
     decisions = require_decisions(config.decisions, selecting, judging)
     return Task(train, selecting, judging, decisions)
 
