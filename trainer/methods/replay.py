@@ -7,7 +7,8 @@ random      a seeded permutation, whatever the order of the file
 diverse     nearest to the centroids of k-means, on mean-pooled last hidden states of the base over the prompt
 difficult   half the highest mean-token loss under the starting model after dropping the top 2 %, half random
 self        random prompts, answered by the base, adapter disabled and greedily (arXiv 2403.01244 calls this
-            self-synthesised rehearsal); prompts are the anchors where there are any, else the tasks' own
+            self-synthesised rehearsal); prompts are the anchors where there are any, else the tasks' own.
+            This protects the base: on an earlier task's prompt the base's answer is not the one that was learned
 
 The rows that the run which wrote the start had kept come first, in its order (`past.left`): a task only ever gives up
 the end of what it kept, even where the priority depends on the model.
