@@ -65,7 +65,10 @@ def test_a_run_that_gets_no_better_ends_early_and_resumed_it_ends_at_the_same_st
     assert isinstance(steps, int)
     assert steps < 20
     assert steps % 2 == 0, "it ends at a checkpoint"
-    assert execute_piecewise(values, tmp_path / "pieces")["weights_digest"] == whole["weights_digest"]
+    with pytest.raises(Interrupted):
+        execute(values, tmp_path / "resumed", StopAtScoring(steps / 20))
+    resumed = execute(values, tmp_path / "resumed")
+    assert (resumed["steps"], resumed["weights_digest"]) == (steps, whole["weights_digest"])
 
 
 def execute_piecewise(values: Mapping[str, object], out: Path) -> Mapping[str, object]:
@@ -98,7 +101,7 @@ def test_an_average_is_kept_and_judged_and_the_training_goes_on_from_its_own_wei
     for name, methods in (("plain", []), ("averaged", ["ema:decay=0.9"])):
         values = {**files.values, "methods": methods, "max_steps": 6, "guardrails": []}
         with pytest.raises(Interrupted):
-            execute(values, tmp_path / name, StopAtScoring())
+            execute(values, tmp_path / name, StopAtScoring(1.0))
         work = tmp_path / name / "work"
         states[name] = load_file(work / "states/step-00000006/adapter/adapter_model.safetensors")
         candidates[name] = load_file(work / "candidates/step-00000006/adapter_model.safetensors")
@@ -112,15 +115,16 @@ def equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
 
 
 class StopAtScoring(Watcher):
-    """Asks to stop once the last candidate is being scored: the first was scored, and loaded for that."""
+    """Asks to stop once the candidate at this progress of the training is being scored: it is saved by then."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: float) -> None:
         super().__init__()
-        self._trained = False
+        self._progress = progress
+        self._reached = False
 
     @property
     def stop_requested(self) -> bool:
-        return self._trained
+        return self._reached
 
     def advance(self, what: str, done: float, total: float, note: str = "") -> None:
-        self._trained = self._trained or (what == "training" and done >= total)
+        self._reached = self._reached or (what == "training" and done >= self._progress)
