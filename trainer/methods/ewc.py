@@ -15,7 +15,7 @@ from typing import Any
 from ..batches import Batch
 from ..drift import Drift
 from ..errors import ConfigInvalid
-from .laplace import LaplaceFinish, last_task, make_drift, measure_fisher
+from .laplace import last_task, make_finish, measure_fisher
 from .quadratic import QuadraticPenalty, laplace_weight, starting_point
 from .recipe import Context, Recipe
 from .settings import Ewc
@@ -33,9 +33,9 @@ def build(settings: Ewc, context: Context) -> Recipe:
     device = context.model.device
     weight = laplace_weight(settings.weight, importance.tokens, context.supervised)
     penalty = QuadraticPenalty("ewc", importance.to(device), starting_point(context.model), weight)
-    drift = make_drift(context, task)
-    hooks = () if settings.budget is None else (Budget(penalty, drift, settings.budget),)
-    return Recipe((penalty,), hooks, finish={"ewc": LaplaceFinish(penalty, drift, context.supervised)})
+    finish = make_finish(context, task, penalty)
+    hooks = () if settings.budget is None else (Budget(penalty, finish.drift, settings.budget),)
+    return Recipe((penalty,), hooks, finish={"ewc": finish})
 
 
 class Budget:

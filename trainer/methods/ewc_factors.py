@@ -15,7 +15,7 @@ import torch
 
 from ..fisher_sums import FactorSums
 from ..lora import Factors, lora_layers
-from .laplace import LaplaceFinish, last_task, make_drift, measure_fisher
+from .laplace import last_task, make_finish, measure_fisher
 from .quadratic import QuadraticPenalty, laplace_weight
 from .recipe import Context, Recipe
 from .settings import EwcFactors
@@ -31,7 +31,7 @@ def build(settings: EwcFactors, context: Context) -> Recipe:
     ).to(context.model.device)
     weight = laplace_weight(settings.weight, importance.tokens, context.supervised)
     penalty = FactorPenalty(NAME, importance, factors_of(context.model), weight)
-    return Recipe((penalty,), finish={NAME: LaplaceFinish(penalty, make_drift(context, task), context.supervised)})
+    return Recipe((penalty,), finish={NAME: make_finish(context, task, penalty)})
 
 
 def factors_of(model: Any) -> Mapping[str, Factors]:

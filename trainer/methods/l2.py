@@ -8,7 +8,7 @@ What EWC gains over this is what it gains from knowing which directions matter; 
 from __future__ import annotations
 
 from ..importance import uniform
-from .laplace import LaplaceFinish, last_task, make_drift, measure_fisher
+from .laplace import last_task, make_finish, measure_fisher
 from .quadratic import QuadraticPenalty, laplace_weight, starting_point
 from .recipe import Context, Recipe
 from .settings import L2
@@ -20,4 +20,4 @@ def build(settings: L2, context: Context) -> Recipe:
     importance = uniform(measure_fisher(context, "l2", task, "diagonal", settings.labels, settings.sequences))
     weight = laplace_weight(settings.weight, importance.tokens, context.supervised)
     penalty = QuadraticPenalty("l2", importance.to(context.model.device), starting_point(context.model), weight)
-    return Recipe((penalty,), finish={"l2": LaplaceFinish(penalty, make_drift(context, task), context.supervised)})
+    return Recipe((penalty,), finish={"l2": make_finish(context, task, penalty)})

@@ -6,14 +6,13 @@ T_old tokens is T_old · Ω near its optimum; against a mean over T_new tokens t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adapters.types import Json
 
-from ..data import Encoded
 from ..drift import Drift
 from ..errors import ConfigInvalid
 from ..fisher import choose_rows, estimate_fisher
@@ -83,17 +82,6 @@ def measure_fisher(
     return load_importance(kept)
 
 
-def drift_rows(context: Context, task: PastTask) -> Sequence[Encoded]:
-    """Where the KL is measured: the anchors if there are any, else the rows of `task`; a few of them."""
-    return choose_rows(context.past.anchors or task.examples, DRIFT_ROWS, context.seed)
-
-
-def make_drift(context: Context, task: PastTask) -> Drift:
-    """Remembers the starting weights: call it while the model carries them."""
-    rows = drift_rows(context, task)
-    return Drift(context.model, rows, context.loaded.pad_token, context.batch_tokens)
-
-
 @dataclass(frozen=True, slots=True)
 class LaplaceFinish:
     """Reports the price Ω that the penalty saw beside the KL that was paid: the health of the approximation.
@@ -103,6 +91,7 @@ class LaplaceFinish:
 
     penalty: QuadraticPenalty
     drift: Drift
+    drift_rows: str
     new_tokens: int
 
     def __call__(self, model: Any, folder: Path) -> Json:
@@ -117,5 +106,16 @@ class LaplaceFinish:
             "weight": self.penalty.weight,
             "omega": omega,
             "measured_kl": kl,
+            "measured_on": self.drift_rows,
             "omega_per_kl": omega / kl if kl > 0 else None,
         }
+
+
+def make_finish(context: Context, task: PastTask, penalty: QuadraticPenalty) -> LaplaceFinish:
+    """Remembers the starting weights: call it while the model carries them. The KL is measured on a few of the
+    anchors if there are any, else of the rows of `task`, where Ω was measured too.
+    """
+    name, rows = ("anchors", context.past.anchors) if context.past.anchors else (task.name, task.examples)
+    chosen = choose_rows(rows, DRIFT_ROWS, context.seed)
+    drift = Drift(context.model, chosen, context.loaded.pad_token, context.batch_tokens)
+    return LaplaceFinish(penalty, drift, name, context.supervised)

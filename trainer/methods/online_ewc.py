@@ -18,7 +18,7 @@ from adapters.types import Json
 
 from ..importance import Importance, fold
 from ..importance_folder import load_importance, save_importance
-from .laplace import LaplaceFinish, make_drift, measure_fisher
+from .laplace import LaplaceFinish, make_finish, measure_fisher
 from .quadratic import QuadraticPenalty, laplace_weight, starting_point
 from .recipe import Context, Recipe
 from .settings import OnlineEwc
@@ -37,7 +37,7 @@ def build(settings: OnlineEwc, context: Context) -> Recipe:
     importance = cumulative(settings, context)
     weight = laplace_weight(settings.weight, importance.tokens, context.supervised)
     penalty = QuadraticPenalty(NAME, importance.to(context.model.device), starting_point(context.model), weight)
-    report = LaplaceFinish(penalty, make_drift(context, context.past.tasks[-1]), context.supervised)
+    report = make_finish(context, context.past.tasks[-1], penalty)
     return Recipe((penalty,), finish={NAME: _Finish(report, importance)})
 
 
