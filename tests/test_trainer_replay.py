@@ -176,6 +176,13 @@ def test_diverse_takes_the_row_nearest_its_centroid_and_bears_equal_rows() -> No
     assert sorted(diverse(points, 6, list(range(6)), seed=0)) == list(range(6))
 
 
+def test_a_prefix_of_a_diverse_selection_is_diverse() -> None:
+    angles = np.radians([0, 0, 0, 0, 10, 10, 10, 20, 20, 90])
+    points = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    # The largest group first, then by hand the farthest from those chosen: 90°, 20° (from 0°), 10°.
+    assert diverse(points, 4, list(range(10)), seed=0)[:4] == [0, 9, 7, 4]
+
+
 def test_embeddings_are_the_bases_and_do_not_depend_on_padding(context: Context) -> None:
     examples = context.past.tasks[0].examples
     together = reader(context).embed_prompts(examples)
