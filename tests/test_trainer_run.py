@@ -105,7 +105,7 @@ def test_the_page_shows_the_figures_and_needs_nothing_from_outside(finished: tup
     out, evidence = finished
     page = (out / "evidence.html").read_text(encoding="utf-8")
     assert evidence.weights_digest in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     for outside in ("<script", "src=", 'href="http', "url(http"):
         assert outside not in page
 

@@ -18,43 +18,51 @@ from .report import Interval, arms
 from .select import Candidate, nll_rises
 
 BASE, ADAPTER, ROUTED, LIMIT, FAINT = "#8a94a6", "#0f766e", "#7c3aed", "#b91c1c", "#e5e7eb"
-_STYLE: Any = {
+INK, SOFT, AXIS = "#1f2937", "#4b5563", "#9ca3af"
+# Colours that the page decides, light or dark.
+_VARIABLES = {INK: "ink", SOFT: "soft", AXIS: "axis", FAINT: "line", ADAPTER: "adapter", ROUTED: "routed", LIMIT: "bad"}
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "branchline",
     "font.family": "sans-serif",
     "font.size": 10.5,
-    "text.color": "#1f2937",
-    "axes.labelcolor": "#4b5563",
-    "axes.edgecolor": "#9ca3af",
+    "text.color": INK,
+    "axes.labelcolor": SOFT,
+    "axes.edgecolor": AXIS,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": "#6b7280",
-    "ytick.color": "#6b7280",
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
     "legend.frameon": False,
 }
 _POINTS = 80
 
 
-def learning_curve(losses: Sequence[float], candidates: Sequence[Candidate], chosen: int) -> str:
-    """Left: training loss and selection NLL by step. Right: selection score by step, the base's beside it."""
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(9.2, 3.1), layout="constrained")
-        left, right = figure.subplots(1, 2)
+def learning_curve(losses: Sequence[float], candidates: Sequence[Candidate], chosen: int) -> tuple[str, str]:
+    """Training loss and selection NLL by step; selection score by step, the base's beside it."""
+    steps, scores = [one.step for one in candidates], [one.rank[0] for one in candidates]
+    base = fmean(item.base.score for item in candidates[0].target.items)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.7, 3.1), layout="constrained")
+        axes = figure.subplots()
         size = math.ceil(len(losses) / _POINTS)
         bins = [losses[start : start + size] for start in range(0, len(losses), size)]
-        left.plot([size * (index + 0.5) for index in range(len(bins))], [fmean(one) for one in bins], color=BASE)
-        left.plot([], [], color=BASE, label="training loss")
-        steps = [one.step for one in candidates]
-        left.plot(steps, [-one.rank[1] for one in candidates], "o-", color=ADAPTER, label="selection items")
-        left.set(xlabel="step", ylabel="nats per token", ylim=(0, None))
-        left.legend()
-        scores = [one.rank[0] for one in candidates]
-        right.axhline(fmean(item.base.score for item in candidates[0].target.items), color=BASE, ls="--", label="base")
-        right.plot(steps, scores, "o-", color=ADAPTER, label="adapter")
-        right.plot([chosen], [scores[steps.index(chosen)]], "o", ms=13, mfc="none", mec=ADAPTER, label="chosen")
-        right.set(xlabel="step", ylabel=candidates[0].target.metric.replace("_", " "), ylim=(-0.03, 1.05))
-        right.legend(loc="best")
-        return _svg(figure)
+        axes.plot([size * (index + 0.5) for index in range(len(bins))], [fmean(one) for one in bins], color=BASE)
+        axes.plot([], [], color=BASE, label="training loss")
+        axes.plot(steps, [-one.rank[1] for one in candidates], "o-", color=ADAPTER, label="selection items")
+        axes.set(xlabel="step", ylabel="nats per token", xlim=(0, None), ylim=(0, None))
+        axes.legend()
+        left = svg(figure)
+        figure = Figure(figsize=(4.7, 3.1), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(base, color=BASE, ls="--", label="base")
+        axes.plot(steps, scores, "o-", color=ADAPTER, label="adapter")
+        axes.plot([chosen], [scores[steps.index(chosen)]], "o", ms=13, mfc="none", mec=ADAPTER, label="chosen")
+        axes.set(
+            xlabel="step", ylabel=candidates[0].target.metric.replace("_", " "), xlim=(0, None), ylim=(-0.03, 1.05)
+        )
+        axes.legend(loc="best")
+        return left, svg(figure)
 
 
 def target_scores(target: Evaluation) -> str:
@@ -65,8 +73,8 @@ def target_scores(target: Evaluation) -> str:
     ]
     if target.is_routed:
         rows.append(("routed", ROUTED, [item.routed.score for item in target.items]))
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(9.2, 0.7 + 0.42 * len(rows)), layout="constrained")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 0.7 + 0.42 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for height, (_, colour, scores) in enumerate(reversed(rows)):
             _whisker(axes, height, Interval.of(scores), colour, "{:.1%}", inside=(0.0, 1.0))
@@ -74,14 +82,14 @@ def target_scores(target: Evaluation) -> str:
         axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xticks([tenth / 10 for tenth in range(0, 11, 2)], [f"{10 * tenth} %" for tenth in range(0, 11, 2)])
-        return _svg(figure)
+        return svg(figure)
 
 
 def guardrail_rises(guardrails: Sequence[Evaluation], bound: float) -> str:
     """Rise of NLL on each guardrail, forced and routed, against the bound that must not be passed."""
     rows = [(one, arm) for one in guardrails for arm in arms(one)]
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(9.2, 0.8 + 0.42 * len(rows)), layout="constrained")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 0.8 + 0.42 * len(rows)), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0, color=FAINT, lw=1)
         axes.axvline(bound, color=LIMIT, lw=1, ls="--")
@@ -92,7 +100,7 @@ def guardrail_rises(guardrails: Sequence[Evaluation], bound: float) -> str:
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.margins(x=0.12)
         axes.set_xlabel(f"rise of NLL over the base, nats per token (dashed: the bound, {bound:g})")
-        return _svg(figure)
+        return svg(figure)
 
 
 def _whisker(
@@ -108,8 +116,11 @@ def _whisker(
     )
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """The figure as inline SVG whose ink follows the page's colour scheme."""
     written = io.StringIO()
     figure.savefig(written, format="svg", metadata={"Date": None}, transparent=True)
     text = written.getvalue()
+    for colour, name in _VARIABLES.items():
+        text = text.replace(colour, f"var(--{name})")
     return text[text.index("<svg") :]

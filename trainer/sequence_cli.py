@@ -14,7 +14,7 @@ from adapters.output import json_option, print_json, print_table
 from .cli import exit_codes, quiet_libraries
 from .config import read_yaml
 from .errors import ConfigInvalid
-from .folder import write_json
+from .folder import write_json, write_text
 from .sequence_config import SequenceConfig, read_sequence
 from .sequence_folder import SequenceFolder
 from .sequence_report import report_table, summarise_sequence
@@ -43,8 +43,7 @@ def sequence(
         require_known(config, arms, seeds)
         if not report:
             execute(home, config, folder, arms, seeds)
-    found = summarise_sequence(config, folder)
-    write_report(folder, found)
+    found = write_report(file.stem, config, folder)
     if as_json:
         print_json(found)
     else:
@@ -81,5 +80,11 @@ def execute(
         )
 
 
-def write_report(folder: SequenceFolder, found: dict[str, object]) -> None:
+def write_report(title: str, config: SequenceConfig, folder: SequenceFolder) -> dict[str, object]:
+    """What is there as JSON and as a page; the plots are imported only here."""
+    from .sequence_page import render_sequence
+
+    found = summarise_sequence(config, folder)
     write_json(folder.report, found)
+    write_text(folder.page, render_sequence(title, found))
+    return found
