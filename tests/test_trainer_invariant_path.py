@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer_methods import Workshop, assert_exact_resume, assert_quiet, make_workshop, same, train_steps, weights
+from tests.trainer_methods import (
+    Workshop,
+    add_dropout,
+    assert_exact_resume,
+    assert_quiet,
+    make_workshop,
+    same,
+    train_steps,
+    weights,
+)
 from trainer.batches import collate
 from trainer.data import Encoded
 from trainer.errors import ConfigInvalid, LeakFound
@@ -48,7 +57,7 @@ def distributions(model: Any, rows: list[Encoded]) -> list[Tensor]:
 
 
 def test_it_is_the_mean_kl_per_token_from_the_step_before_to_now(workshop: Workshop) -> None:
-    """Brute force in float64 on the three anchors of the second step, tolerance 1e-5 nats."""
+    """Brute force in float64 on the three anchors of the second step, tolerance 1e-4 of it."""
     context = workshop.context(past=workshop.past())
     recipe = assert_quiet(context, lambda one: build(SETTINGS, one))
     path = path_of(recipe)
@@ -58,11 +67,11 @@ def test_it_is_the_mean_kl_per_token_from_the_step_before_to_now(workshop: Works
     path.before_step(context.model, [])
     with torch.no_grad():
         for one in context.model.parameters():
-            one.mul_(1.01)
+            one.mul_(1.1)
     now = distributions(context.model, rows)
     expected = sum(float((old.exp() * (old - new)).sum()) for old, new in zip(before, now, strict=True)) / len(now)
-    assert expected > 1e-4
-    assert float(value(path, context).detach()) == pytest.approx(2.0 * expected, abs=1e-5)
+    assert expected > 1e-2
+    assert float(value(path, context).detach()) == pytest.approx(2.0 * expected, rel=1e-4)
 
 
 def test_moves_settle_at_the_step_that_weighs_gain_against_change_of_outputs() -> None:
@@ -110,13 +119,14 @@ def test_it_slows_the_change_of_outputs_and_resumes_exactly(workshop: Workshop, 
     assert drift(whole.model, rows, start) < drift(plain.model, rows, start)
 
 
-def test_it_leaves_modes_and_torchs_generator_alone(workshop: Workshop) -> None:
+def test_dropout_is_off_and_modes_and_torchs_generator_are_left_alone(workshop: Workshop) -> None:
     context = workshop.context(past=workshop.past())
+    add_dropout(context.model)
     path = path_of(build(SETTINGS, context))
     model = context.model.train()
     random = torch.get_rng_state()
     path.before_step(model, [])
-    value(path, context)
+    assert abs(float(value(path, context).detach())) < 1e-6
     assert torch.equal(random, torch.get_rng_state())
     assert all(module.training for module in model.modules())
 

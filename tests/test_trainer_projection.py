@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.trainer_methods import (
     Workshop,
+    add_dropout,
     assert_exact_resume,
     assert_quiet,
     make_workshop,
@@ -117,6 +118,7 @@ def test_the_hook_leaves_modes_and_random_state_and_finish_counts_the_projected_
     workshop: Workshop, tmp_path: Path
 ) -> None:
     context = workshop.context(past=workshop.past(tasks=2))
+    add_dropout(context.model)
     recipe = assert_quiet(context, lambda one: build(SETTINGS, one))
     model = context.model.train()
     counted = 0
@@ -134,6 +136,19 @@ def test_the_hook_leaves_modes_and_random_state_and_finish_counts_the_projected_
         assert all(module.training for module in model.modules())
         counted += sign < 0
     assert recipe.finish["projection"](model, tmp_path) == {"steps": 3, "projected": counted, "remembered": 8}
+
+
+def test_every_step_draws_its_rows_anew(workshop: Workshop) -> None:
+    context = workshop.context(past=workshop.past())
+    hook = hook_of(build(Projection(capacity=12, rows=2), context))
+    parameters = [one for one in context.model.parameters() if one.requires_grad]
+    found = []
+    for _ in range(4):
+        hook.before_step(context.model, [])
+        found.append(
+            float(torch.cat([one.flatten() for one in hook._reference_gradient(context.model, parameters)]).sum())
+        )
+    assert len(set(found)) > 1
 
 
 def test_it_changes_a_run_and_resumes_exactly(workshop: Workshop, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from trainer.batches import ShuffledBatches, collate
 from trainer.checkpoint import Position, restore_checkpoint, save_checkpoint
 from trainer.data import Encoded
 from trainer.loop import train
+from trainer.lora import lora_layers
 from trainer.methods.recipe import Context, Recipe
 from trainer.objective import Objective
 from trainer.past import Past, PastTask
@@ -98,6 +99,12 @@ def train_steps(
     if states:
         save_checkpoint(states, model, used, batches, Position(steps), "tiny", recipe.stateful)
     return losses
+
+
+def add_dropout(model: Any) -> None:
+    """Half of every adapter's inputs is dropped in training mode."""
+    for layer in lora_layers(model):
+        layer.module.lora_dropout["default"] = torch.nn.Dropout(0.5).train(layer.module.training)
 
 
 def weights(model: Any) -> dict[str, Tensor]:
