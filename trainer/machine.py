@@ -96,7 +96,9 @@ class Machine:
         """Give every process the sum of all processes' gradients, in their true scale."""
         if self.processes > 1:
             flat = torch.cat([_gradient(one).flatten() for one in parameters])
-            for one, total in zip(parameters, self._sum(flat).split([one.numel() for one in parameters]), strict=True):
+            sizes = [one.numel() for one in parameters]
+            totals = self._sum(flat).split(sizes)  # type: ignore[no-untyped-call]  # torch leaves split untyped
+            for one, total in zip(parameters, totals, strict=True):
                 one.grad = total.view_as(one).clone()
         if self.scaler:
             self.scaler.unscale_(optimizer)
