@@ -146,9 +146,7 @@ class TrainConfig(_Config):
     @classmethod
     def _plain_lora(cls, dora: bool) -> bool:
         if dora:
-            raise ValueError(
-                "DoRA rescales the base's weights per output, which engines do not load; rslora they do"
-            )
+            raise ValueError("DoRA rescales the base's weights per output, which engines do not load; rslora they do")
         return dora
 
     @field_validator("name")
