@@ -101,6 +101,7 @@ def test_a_resumed_run_measures_nothing_again(workshop: Workshop, tmp_path: Path
     assert isinstance(first, QuadraticPenalty)
     assert isinstance(second, QuadraticPenalty)
     assert first.importance.sequences == 8
+    assert first.importance.tokens == context.past.tasks[0].supervised  # of the whole task, not of the rows read
     assert same(values(first.importance), values(second.importance))
 
 
