@@ -175,6 +175,15 @@ def test_an_arm_that_diverges_is_noted_and_the_others_go_on(
     assert found["arms"]["base"]["finished"] == 2
 
 
+def test_an_arm_may_tune_a_prompt_in_place_of_an_adapter(plan: dict[str, object], tmp_path: Path) -> None:
+    tasks: Any = plan["tasks"]
+    arm = {"name": "prompt", "mode": "shared", "prompt_tokens": 4, "settings": {"lr": 0.1}}
+    run = prepare({**plan, "tasks": tasks[:1], "arms": [arm], "decisions": []}, tmp_path)
+    run_all(run, (0,))
+    base: Any = read_record(run.folder.base)
+    assert row(run, "prompt", 1)["oracle"]["nll"][0] < 0.8 * base["oracle"]["nll"][0]
+
+
 def test_decisions_that_lack_judged_rows_are_refused(plan: dict[str, object], tmp_path: Path) -> None:
     short = write_decisions(tmp_path / "short.jsonl", 3, skip=2)
     with pytest.raises(DecisionsInvalid, match="2 of 16 rows of red eval"):

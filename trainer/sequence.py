@@ -92,6 +92,7 @@ class SequenceRun:
             stages=self.folder.stages,
             previous=done[-1] if done and arm.mode in ("shared", "warm") else None,
             adapters=tuple(one.folder.adapter for one in done) if arm.mode in ("isolated", "warm") else (),
+            prompt_tokens=arm.prompt_tokens,
         )
 
     def _score_stage(self, arm: ArmPlan, done: Sequence[Stage], number: int) -> dict[str, object]:

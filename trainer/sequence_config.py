@@ -55,6 +55,7 @@ class ArmPlan(_Part):
     family: str | None = Field(None, description="Arms of one family are one line of the frontier [the arm's name].")
     settings: Mapping[str, object] = Field(default_factory=dict)
     methods: tuple[Annotated[MethodSettings, BeforeValidator(parse_method)], ...] = ()
+    prompt_tokens: int | None = Field(None, ge=1, description="Tune this many virtual tokens in place of LoRA.")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] | None = Field(None, description="[the sequence's]")
     exploratory: bool = Field(False, description="Say so in the report: few seeds, or tried beside the plan.")
 

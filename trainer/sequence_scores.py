@@ -16,8 +16,9 @@ from adapters.manifests import weights_digest
 from adapters.rows import sha256_json
 
 from .data import Encoded
-from .model import LoadedBase, load_adapter, load_base, load_weights
+from .model import CONFIG_FILE, LoadedBase, load_adapter, load_base, load_weights
 from .observer import Observer, watch_scoring
+from .prompt_tuning import load_prompt
 from .teacher_forced import Forced, ScoringPrecision, mean_kl, score_forced
 
 
@@ -74,9 +75,14 @@ class Scores:
         """A model with that adapter on it; the last one is kept."""
         if self._loaded is None or adapter != self._adapter:
             self._loaded = load_base(self.base)
-            self._model = load_adapter(self._loaded, adapter) if adapter else self._loaded.model
+            self._model = _load(self._loaded, adapter) if adapter else self._loaded.model
             self._adapter = adapter
         return self._model, self._loaded
+
+
+def _load(loaded: LoadedBase, adapter: Path) -> Any:
+    kind = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))["peft_type"]
+    return load_prompt(loaded, adapter) if kind == "PROMPT_TUNING" else load_adapter(loaded, adapter)
 
 
 def _write_compressed(path: Path, value: object) -> None:

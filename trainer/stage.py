@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,9 +22,10 @@ from .failures import told_clearly
 from .folder import METHODS, RunFolder
 from .methods.build import build_recipe
 from .methods.recipe import Context
-from .model import LoraShape, add_lora, load_base, load_weights, save_adapter
+from .model import LoadedBase, LoraShape, add_lora, load_base, load_weights, save_adapter
 from .observer import Observer, interrupted
 from .past import Past, PastTask
+from .prompt_tuning import add_prompt
 from .training import Training
 
 # Methods that do nothing where nothing came before. The others act on a first task too, or leave something behind.
@@ -50,7 +52,8 @@ class TaskData:
 class Stage:
     """What one stage learns and what came before it. Two stages of one `identity` are the same training.
 
-    `previous` is the stage it starts from, `adapters` the folders of earlier tasks' own adapters.
+    `previous` is the stage it starts from, `adapters` the folders of earlier tasks' own adapters. With `prompt_tokens`
+    a prompt is tuned in place of a LoRA adapter.
     """
 
     config: TrainConfig
@@ -61,6 +64,7 @@ class Stage:
     stages: Path
     previous: Stage | None = None
     adapters: tuple[Path, ...] = ()
+    prompt_tokens: int | None = None
 
     @property
     def identity(self) -> str:
@@ -72,6 +76,8 @@ class Stage:
             "data": [task.train.file_digest for task in self.learned],
             "start": self.previous.identity if self.previous else None,
         }
+        if self.prompt_tokens:
+            parts["prompt_tokens"] = self.prompt_tokens
         if self.config.methods:
             parts["earlier"] = [[task.train.file_digest, sha256_json(task.anchors.rows)] for task in self.earlier]
             parts["judged"] = sha256_json(sorted(self.judged))
@@ -132,8 +138,7 @@ def _train(stage: Stage, folder: RunFolder, identity: str, observer: Observer) -
     loaded = load_base(stage.base)
     folder.claim(identity)
     torch.manual_seed(config.seed)
-    shape = LoraShape(config.rank, config.alpha, config.targets, config.dropout, config.rslora)
-    model = add_lora(loaded, shape)
+    model = _adapted(stage, loaded)
     if stage.previous:
         load_weights(model, stage.previous.folder.adapter)
     cache = folder.work / "methods"
@@ -165,6 +170,15 @@ def _train(stage: Stage, folder: RunFolder, identity: str, observer: Observer) -
     }
     folder.finish(record)
     return record
+
+
+def _adapted(stage: Stage, loaded: LoadedBase) -> Any:
+    """The base with a fresh adapter on it, or with virtual tokens before every prompt."""
+    config = stage.config
+    if stage.prompt_tokens:
+        return add_prompt(loaded, stage.prompt_tokens, seed=config.seed)
+    shape = LoraShape(config.rank, config.alpha, config.targets, config.dropout, config.rslora)
+    return add_lora(loaded, shape)
 
 
 @contextmanager
