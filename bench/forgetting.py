@@ -41,8 +41,7 @@ from .results import write_results
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "examples" / "quickstart" / "base"
 COVERAGE = "0.99"
-TUNING_TOKENS = 400_000
-REPORTED_TOKENS = 400_000
+TOKENS = 400_000
 
 
 def main() -> None:
@@ -50,33 +49,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", choices=("core", "all"), default="core")
     parser.add_argument("--seed", type=int, action="append", help="of the reported sequence; may be repeated")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of each task, padding not counted")
     parser.add_argument("--lanes", type=int, default=2, help="processes side by side, one thread each")
     parser.add_argument("--work", type=Path, default=ROOT / ".branchline" / "forgetting", help="keeps everything")
     arguments = parser.parse_args()
     data = Path(os.environ.get("BRANCHLINE_DATA", ROOT.parent / "shared" / "data")) / "suite"
     if not data.is_dir():
         sys.exit(f"no data at {data}: set BRANCHLINE_DATA")
-    study = Study(arguments.work, data, arguments.lanes)
+    study = Study(arguments.work, data, arguments.tokens, arguments.lanes)
     chosen = study.tune(CORE if arguments.arms == "core" else CORE + EXPLORATORY)
     seeds = tuple(arguments.seed or CORE_SEEDS)
-    found = study.report(CORE, chosen, seeds)
-    frontier = study.frontier(CORE, chosen, seeds[:1])
-    explored = study.report(EXPLORATORY, chosen, seeds[:1]) if arguments.arms == "all" else None
+    found = study.report(chosen, seeds)
     named = "".join(f" --seed {seed}" for seed in arguments.seed or ())
-    command = f"python -m bench.forgetting --arms {arguments.arms}{named} --lanes {arguments.lanes}"
-    write_results("forgetting", "What is forgotten", study_rows(chosen, found, frontier, explored), command)
+    command = f"python -m bench.forgetting --arms {arguments.arms}{named} --tokens {arguments.tokens}"
+    write_results("forgetting", "What is forgotten", study_rows(chosen, found), command)
 
 
 class Study:
     """The study's folder, and the commands that fill it."""
 
-    def __init__(self, work: Path, data: Path, lanes: int) -> None:
-        self.work, self.data, self.lanes = work, data, lanes
+    def __init__(self, work: Path, data: Path, tokens: int, lanes: int) -> None:
+        self.work, self.data, self.tokens, self.lanes = work, data, tokens, lanes
         work.mkdir(parents=True, exist_ok=True)
 
     def tune(self, arms: Sequence[Arm]) -> dict[str, float]:
         """The value of each arm's knob: the lowest mean NLL over all tuning tasks after the last of them."""
-        plan = self.plan(TUNING_TASKS, tuning_arms(arms), (0,), TUNING_TOKENS) | {"split": "dev"}
+        plan = self.plan(TUNING_TASKS, tuning_arms(arms), (0,)) | {"split": "dev"}
         found = self.sequence("tuning", plan)
         chosen = {}
         for arm in arms:
@@ -85,18 +83,19 @@ class Study:
         (self.work / "chosen.json").write_text(json.dumps(chosen, indent=1), encoding="utf-8")
         return chosen
 
-    def report(self, arms: Sequence[Arm], chosen: Mapping[str, float], seeds: Sequence[int]) -> dict[str, Any]:
-        """The reported tasks under each arm's chosen setting."""
-        plan = self.plan(REPORTED_TASKS, reported_arms(arms, chosen), seeds, REPORTED_TOKENS)
-        return self.sequence("reported" if arms is CORE else "explored", plan | {"decisions": self.decisions()})
-
-    def frontier(self, arms: Sequence[Arm], chosen: Mapping[str, float], seeds: Sequence[int]) -> dict[str, Any]:
-        """The reported tasks under the settings that were not chosen, one seed: how learning is traded for keeping."""
-        plan = self.plan(REPORTED_TASKS, frontier_arms(arms, chosen), seeds, REPORTED_TOKENS)
-        return self.sequence("reported", plan | {"decisions": self.decisions()}, name="frontier")
+    def report(self, chosen: Mapping[str, float], seeds: Sequence[int]) -> dict[str, Any]:
+        """The reported tasks: the arms with a chosen setting; with one seed the settings that were not chosen, which
+        show how learning is traded for keeping, and the exploratory arms.
+        """
+        core, explored = arms_of(CORE, chosen), arms_of(EXPLORATORY, chosen)
+        single = {"seeds": [seeds[0]]}
+        arms = reported_arms(core, chosen)
+        arms += [arm | single for arm in [*frontier_arms(core, chosen), *reported_arms(explored, chosen)[1:]]]
+        plan = self.plan(REPORTED_TASKS, arms, seeds) | {"decisions": self.decisions(), "reference": "sequential"}
+        return self.sequence("reported", plan)
 
     def plan(
-        self, tasks: Sequence[str], arms: Sequence[Mapping[str, object]], seeds: Sequence[int], tokens: int
+        self, tasks: Sequence[str], arms: Sequence[Mapping[str, object]], seeds: Sequence[int]
     ) -> dict[str, object]:
         """What `branchline sequence` reads."""
         files = [
@@ -104,19 +103,20 @@ class Study:
             | {key: str(self.data / task / f"{part}.jsonl") for key, part in PARTS.items()}
             for task in tasks
         ]
-        settings = {**SHARED, "max_tokens": tokens}
+        settings = {**SHARED, "max_tokens": self.tokens}
         return {
             "base": str(BASE),
             "tasks": files,
             "arms": list(arms),
             "seeds": list(seeds),
             "settings": settings,
+            "precision": "bfloat16",
             "threads": 1,
         }
 
-    def sequence(self, out: str, plan: Mapping[str, object], *, name: str | None = None) -> dict[str, Any]:
+    def sequence(self, out: str, plan: Mapping[str, object]) -> dict[str, Any]:
         """Run what is left of a plan, its arms dealt to the lanes, and return the report."""
-        file = self.work / f"{name or out}.yaml"
+        file = self.work / f"{out}.yaml"
         file.write_text(yaml.safe_dump(dict(plan), sort_keys=False), encoding="utf-8")
         command = [BRANCHLINE, "sequence", str(file), "--out", str(self.work / out)]
         arms = [str(arm["name"]) for arm in plan["arms"]]  # type: ignore[attr-defined]  # made by `plan`
@@ -156,6 +156,11 @@ class Study:
         for command in (fit, decide):
             subprocess.run([BRANCHLINE, *command, *home], check=True, stdout=subprocess.DEVNULL)
         return decisions
+
+
+def arms_of(arms: Sequence[Arm], chosen: Mapping[str, float]) -> list[Arm]:
+    """The arms that a setting was chosen for."""
+    return [arm for arm in arms if arm.name in chosen]
 
 
 PARTS = {"data": "train", "eval": "test", "dev": "dev"}

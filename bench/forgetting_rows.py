@@ -15,20 +15,13 @@ MEASURES = (
 )
 
 
-def study_rows(
-    chosen: Mapping[str, float],
-    found: Mapping[str, Any],
-    frontier: Mapping[str, Any],
-    explored: Mapping[str, Any] | None,
-) -> list[Row]:
-    """Everything that the study found: arms, comparisons, frontier, exploratory arms, and the settings chosen."""
-    rows = [row for name, arm in found["arms"].items() for row in arm_rows(name, arm)]
+def study_rows(chosen: Mapping[str, float], found: Mapping[str, Any]) -> list[Row]:
+    """Everything that the study found: arms, comparisons, frontier, and the settings chosen."""
+    rows: list[Row] = []
+    for name, arm in found["arms"].items():
+        rows += arm_rows(name, arm) if name in chosen or name == "base" else frontier_rows(name, arm)
     rows += comparison_rows(found)
-    rows += [row for name, arm in frontier["arms"].items() for row in frontier_rows(name, arm)]
-    if explored is not None:
-        rows += [row for name, arm in explored["arms"].items() if name != "base" for row in arm_rows(name, arm)]
-    rows += [Row(f"{name}: chosen on the tuning tasks", value, "", "knob") for name, value in chosen.items()]
-    return rows
+    return rows + [Row(f"{name}: chosen on the tuning tasks", value, "", "knob") for name, value in chosen.items()]
 
 
 def arm_rows(name: str, arm: Mapping[str, Any]) -> Iterator[Row]:
