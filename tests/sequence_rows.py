@@ -10,9 +10,9 @@ from adapters.base import find_base
 from adapters.rows import text_digest
 from tests.trainer_base import make_trainable_base, write_rows
 from tests.trainer_runs import Watcher
-from trainer.sequence import SequenceRun, prepare_sequence
-from trainer.sequence_config import read_sequence
-from trainer.sequence_folder import SequenceFolder
+from trainer.sequences.config import read_sequence
+from trainer.sequences.folder import SequenceFolder
+from trainer.sequences.run import SequenceRun, prepare_sequence
 
 ANSWERS = {"red": "yes", "blue": "no", "green": "maybe"}
 PARTS = {"data": (0, 48), "dev": (1000, 12), "eval": (2000, 16)}

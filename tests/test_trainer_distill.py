@@ -19,7 +19,9 @@ from tests.trainer_methods import Silent, Workshop, assert_quiet, make_workshop,
 from trainer.batches import IGNORED, Batch, collate
 from trainer.config import TrainConfig, read_config
 from trainer.data import Encoded
-from trainer.divergence import supervised_logits, token_kl, without_targets
+from trainer.distillation.cache import SparseTeacher
+from trainer.distillation.divergence import supervised_logits, token_kl, without_targets
+from trainer.distillation.teacher import BaseTeacher, StartTeacher, Teacher
 from trainer.errors import Interrupted
 from trainer.folder import RunFolder
 from trainer.methods import distill, kl
@@ -30,8 +32,6 @@ from trainer.model import LoraShape, add_lora
 from trainer.objective import Objective, predict
 from trainer.past import Past, PastTask
 from trainer.run import Run, prepare
-from trainer.teacher import BaseTeacher, StartTeacher, Teacher
-from trainer.teacher_cache import SparseTeacher
 
 STARTED = Past(start=Path("somewhere"))  # what lies there is in the model already
 

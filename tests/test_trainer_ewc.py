@@ -10,7 +10,7 @@ import torch
 from tests.trainer_ewc import EVERY, ewc, fresh, moved
 from tests.trainer_methods import Workshop, assert_exact_resume, assert_quiet, make_workshop, same, train_steps, weights
 from trainer.batches import ShuffledBatches
-from trainer.drift import Drift
+from trainer.distillation.drift import Drift
 from trainer.errors import ConfigInvalid
 from trainer.loop import train
 from trainer.methods.quadratic import QuadraticPenalty, laplace_weight

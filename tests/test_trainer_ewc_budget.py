@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.trainer_ewc import ewc, fresh, moved
 from tests.trainer_methods import Workshop, assert_exact_resume, make_workshop, train_steps
-from trainer.drift import Drift
+from trainer.distillation.drift import Drift
 from trainer.errors import ConfigInvalid
 from trainer.methods.ewc import Budget
 from trainer.methods.recipe import Context, Recipe

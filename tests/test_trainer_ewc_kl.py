@@ -13,10 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.trainer_methods import Workshop, make_workshop, train_steps
 from trainer.batches import Batch, collate
-from trainer.divergence import supervised_logits
-from trainer.drift import Drift
-from trainer.fisher import estimate_fisher
-from trainer.importance import Kind
+from trainer.distillation.divergence import supervised_logits
+from trainer.distillation.drift import Drift
+from trainer.fisher.estimate import estimate_fisher
+from trainer.fisher.importance import Kind
 from trainer.lora import Factors, lora_layers, snapshot
 from trainer.methods.recipe import Recipe
 from trainer.objective import predict

@@ -16,9 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tests.trainer_base import encoded, lora_model, make_trainable_base, varied_rows
 from trainer.batches import IGNORED, Batch, collate
 from trainer.data import Encoded
-from trainer.fisher import FisherEstimate, choose_rows, estimate_fisher
-from trainer.fisher_sums import SUMS, FactorSums
-from trainer.importance import Diagonal, Importance, Kind, Kronecker
+from trainer.fisher.estimate import FisherEstimate, choose_rows, estimate_fisher
+from trainer.fisher.importance import Diagonal, Importance, Kind, Kronecker
+from trainer.fisher.sums import SUMS, FactorSums
 from trainer.lora import lora_layers
 from trainer.model import LoadedBase
 

@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy, one_hot
 from trainer.batches import collate
 from trainer.data import Encoded
 from trainer.errors import ConfigInvalid, DataInvalid
-from trainer.fisher import draw_labels, estimate_fisher
-from trainer.importance import Diagonal, Importance, Kronecker
+from trainer.fisher.estimate import draw_labels, estimate_fisher
+from trainer.fisher.importance import Diagonal, Importance, Kronecker
 from trainer.lora import lora_layers
 from trainer.methods.settings import Labels
 

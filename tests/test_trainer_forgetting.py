@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.forgetting import Matrix, measure, routing_regret
-from trainer.seeds import holm, t_interval
+from trainer.sequences.forgetting import Matrix, measure, routing_regret
+from trainer.sequences.seeds import holm, t_interval
 
 # Three tasks; task 1 peaks after stage 2, not when it is learned.
 HAND = [

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from trainer.errors import CheckpointInvalid, ConfigInvalid
-from trainer.importance import Diagonal, Importance, Kind, Kronecker, fold, uniform
-from trainer.importance_folder import load_importance, save_importance
+from trainer.fisher.folder import load_importance, save_importance
+from trainer.fisher.importance import Diagonal, Importance, Kind, Kronecker, fold, uniform
 from trainer.lora import Factors
 
 OUT, IN, RANK = 7, 5, 3

@@ -11,7 +11,7 @@ import torch
 from tests.trainer_methods import Workshop, assert_quiet, make_workshop, same, train_steps, weights
 from trainer.batches import collate
 from trainer.errors import ConfigInvalid
-from trainer.importance import Diagonal, Importance
+from trainer.fisher.importance import Diagonal, Importance
 from trainer.lora import lora_layers, snapshot
 from trainer.methods.mas import build, mean_entry, measure_sensitivity, scaled_to_mean
 from trainer.methods.quadratic import QuadraticPenalty

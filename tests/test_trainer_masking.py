@@ -13,12 +13,12 @@ from tests.trainer_base import encoded, varied_rows
 from tests.trainer_methods import Silent, Workshop, assert_quiet, make_workshop
 from trainer.batches import collate
 from trainer.data import Encoded
+from trainer.distillation.teacher import completion_nlls
 from trainer.errors import DataInvalid, NoSupervisedTokens
 from trainer.methods.masking import build, improbable
 from trainer.methods.recipe import Context
 from trainer.methods.settings import Masking
 from trainer.objective import Objective
-from trainer.teacher import completion_nlls
 
 
 class Listener(Silent):

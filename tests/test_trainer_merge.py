@@ -22,10 +22,10 @@ from adapters.manifests import weights_digest
 from tests.trainer_base import SHAPE, encoded, loaded_base, make_trainable_base, varied_rows
 from trainer.batches import collate
 from trainer.lora import Factors, lora_layers
-from trainer.merge import Merged, Weighted, merge_adapters, refuse_misfits, write_merged
-from trainer.merge_config import MergeSettings
+from trainer.merging.config import MergeSettings
 from trainer.merging.dare import drop, mask_generator
 from trainer.merging.folders import StoredAdapter, read_adapter, target_names
+from trainer.merging.merge import Merged, Weighted, merge_adapters, refuse_misfits, write_merged
 from trainer.merging.svd import truncate, truncate_dense
 from trainer.merging.task_arithmetic import weighted_sum
 from trainer.merging.ties import merge_ties

@@ -24,11 +24,11 @@ from trainer.config import TrainConfig
 from trainer.data import halves, read_evaluation
 from trainer.errors import Interrupted
 from trainer.folder import RunFolder
-from trainer.merge_config import Input, MergeSettings
-from trainer.merge_inputs import find_sources
-from trainer.merge_run import run_merge
+from trainer.merging.config import Input, MergeSettings
+from trainer.merging.inputs import find_sources
+from trainer.merging.run import run_merge
+from trainer.merging.sweep import SCALES, ScalePoint, Sweep, read_selecting
 from trainer.model import WEIGHTS_FILE, add_lora, load_base, save_adapter
-from trainer.scale_sweep import SCALES, ScalePoint, Sweep, read_selecting
 from trainer.task import read_task
 
 

@@ -35,9 +35,12 @@ from tests.trainer_base import encoded, lora_model, make_trainable_base
 from trainer.cli import evaluate
 from trainer.errors import CheckpointInvalid, Degraded, FolderOccupied, NothingToCompare
 from trainer.evaluate import Evaluator
-from trainer.live import ERRORS_IN_A_ROW, NOT_ASKED
 from trainer.model import save_adapter
-from trainer.monitor import (
+from trainer.monitoring.cli import monitor
+from trainer.monitoring.live import ERRORS_IN_A_ROW, NOT_ASKED
+from trainer.monitoring.sequential_test import Drop
+from trainer.monitoring.state import StateFile
+from trainer.monitoring.verdict import (
     Expected,
     Measured,
     Plan,
@@ -48,9 +51,6 @@ from trainer.monitor import (
     severity,
     worst,
 )
-from trainer.monitor_cli import monitor
-from trainer.monitor_state import StateFile
-from trainer.sequential_test import Drop
 
 ITEMS = 40
 RIGHT = 30  # rows whose answer the echo engine gives: it repeats the question

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tests.trainer_methods import Workshop, make_workshop
 from trainer.errors import CheckpointInvalid, ConfigInvalid
-from trainer.fisher import choose_rows, estimate_fisher
-from trainer.importance import Importance, fold
-from trainer.importance_folder import load_importance
+from trainer.fisher.estimate import choose_rows, estimate_fisher
+from trainer.fisher.folder import load_importance
+from trainer.fisher.importance import Importance, fold
 from trainer.lora import Factors
 from trainer.methods.online_ewc import build
 from trainer.methods.quadratic import QuadraticPenalty

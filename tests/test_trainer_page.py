@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from trainer.folder import write_json
 from trainer.plots import STYLE
-from trainer.sequence_config import SequenceConfig
-from trainer.sequence_folder import SequenceFolder
-from trainer.sequence_page import mean_matrix, render_sequence
-from trainer.sequence_plots import Mark, Spread, frontier, heat_map, spread_out
-from trainer.sequence_report import report_table, summarise_sequence
+from trainer.sequences.config import SequenceConfig
+from trainer.sequences.folder import SequenceFolder
+from trainer.sequences.page import mean_matrix, render_sequence
+from trainer.sequences.plots import Mark, Spread, frontier, heat_map, spread_out
+from trainer.sequences.report import report_table, summarise_sequence
 
 TASKS = ("scan", "regex")
 BASE = {"exact": [0.0, 0.02], "nll": [4.0, 5.0]}

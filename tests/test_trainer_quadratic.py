@@ -12,8 +12,8 @@ from torch import Tensor
 from tests.trainer_ewc import ewc, factors, fresh, moved
 from tests.trainer_methods import Workshop, make_workshop
 from trainer.batches import collate
-from trainer.fisher import estimate_fisher
-from trainer.importance import Diagonal, Importance, Kind, Kronecker, uniform
+from trainer.fisher.estimate import estimate_fisher
+from trainer.fisher.importance import Diagonal, Importance, Kind, Kronecker, uniform
 from trainer.loop import accumulate
 from trainer.lora import Factors, lora_layers, snapshot
 from trainer.methods.ewc_factors import FactorPenalty, factors_of

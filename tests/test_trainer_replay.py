@@ -17,15 +17,15 @@ from tests.trainer_base import encoded, varied_rows
 from tests.trainer_methods import Workshop, assert_quiet, make_workshop
 from trainer.batches import Batch, BatchSource, ShuffledBatches
 from trainer.data import Encoded
+from trainer.distillation.teacher import completion_nlls
 from trainer.errors import DataInvalid, LeakFound
-from trainer.memory import diverse, first_quota, hardest, quotas, shuffled
 from trainer.methods.recipe import Context
 from trainer.methods.replay import Stream, build
 from trainer.methods.settings import Replay, Selection
-from trainer.mixed_batches import MixedBatches, memory_batches
 from trainer.past import Past
-from trainer.remember import Reader
-from trainer.teacher import completion_nlls
+from trainer.rehearsal.memory import diverse, first_quota, hardest, quotas, shuffled
+from trainer.rehearsal.mixed_batches import MixedBatches, memory_batches
+from trainer.rehearsal.reader import Reader
 
 SELECTIONS: tuple[Selection, ...] = ("random", "diverse", "difficult", "self")
 

@@ -18,11 +18,11 @@ from tests.sequence_rows import ANSWERS, make_plan, prepare, routes_of, run_all,
 from tests.trainer_base import write_rows
 from tests.trainer_runs import Watcher
 from trainer.errors import ConfigInvalid, DecisionsInvalid, Interrupted, LeakFound
-from trainer.sequence import SequenceRun, oracle_adapter, routed_adapter
-from trainer.sequence_config import SequenceConfig, read_sequence
-from trainer.sequence_folder import read_record
-from trainer.sequence_report import summarise_sequence
-from trainer.stage import acting_methods
+from trainer.sequences.config import SequenceConfig, read_sequence
+from trainer.sequences.folder import read_record
+from trainer.sequences.report import summarise_sequence
+from trainer.sequences.run import SequenceRun, oracle_adapter, routed_adapter
+from trainer.sequences.stage import acting_methods
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 
-from trainer.sequential_test import Spending, look_alpha, paired_drop, spent
+from trainer.monitoring.sequential_test import Spending, look_alpha, paired_drop, spent
 
 SPENDINGS: tuple[Spending, ...] = get_args(Spending)
 ALPHA = 0.05

@@ -23,9 +23,9 @@ from tests.trainer_methods import (
     weights,
 )
 from trainer.batches import collate
-from trainer.importance import Diagonal, Importance
-from trainer.importance_folder import load_importance
-from trainer.layer_gradients import listen
+from trainer.fisher.folder import load_importance
+from trainer.fisher.importance import Diagonal, Importance
+from trainer.fisher.layer_gradients import listen
 from trainer.loop import accumulate
 from trainer.lora import Factors, lora_layers, snapshot
 from trainer.machine import Machine

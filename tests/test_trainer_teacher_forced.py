@@ -17,7 +17,7 @@ from trainer.loop import train
 from trainer.model import LoadedBase
 from trainer.objective import Objective, predict
 from trainer.schedule import Budget, LearningRate
-from trainer.teacher_forced import compare_with_decoding, mean_kl, score_forced
+from trainer.sequences.teacher_forced import compare_with_decoding, mean_kl, score_forced
 
 Parts = tuple[LoadedBase, Any, list[Encoded]]
 

@@ -26,10 +26,10 @@ from adapters.rows import sha256_json
 from adapters.types import Json
 
 from ..batches import Batch
-from ..divergence import supervised_logits, token_kl
+from ..distillation.cache import SparseTeacher
+from ..distillation.divergence import supervised_logits, token_kl
+from ..distillation.teacher import BaseTeacher, StartTeacher, Teacher
 from ..observer import watch_rows
-from ..teacher import BaseTeacher, StartTeacher, Teacher
-from ..teacher_cache import SparseTeacher
 from .recipe import Context, Recipe
 from .settings import Distill
 

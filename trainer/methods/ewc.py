@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..batches import Batch
-from ..drift import Drift
+from ..distillation.drift import Drift
 from ..errors import ConfigInvalid
 from .laplace import last_task, make_finish, measure_fisher
 from .quadratic import QuadraticPenalty, laplace_weight, starting_point

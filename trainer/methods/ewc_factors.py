@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..fisher_sums import FactorSums
+from ..fisher.sums import FactorSums
 from ..lora import Factors, lora_layers
 from .laplace import last_task, make_finish, measure_fisher
 from .quadratic import QuadraticPenalty, laplace_weight

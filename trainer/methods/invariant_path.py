@@ -31,9 +31,9 @@ from adapters.types import Json
 from ..batches import IGNORED, Batch, collate
 from ..data import Encoded
 from ..errors import ConfigInvalid, LeakFound
-from ..memory import shuffled
 from ..modes import evaluation_mode
 from ..objective import predict
+from ..rehearsal.memory import shuffled
 from .recipe import Context, Recipe
 from .settings import InvariantPath
 

@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from ..batches import Batch
-from ..divergence import supervised_logits, supervised_targets, token_kl, without_targets
-from ..teacher import BaseTeacher, Teacher
+from ..distillation.divergence import supervised_logits, supervised_targets, token_kl, without_targets
+from ..distillation.teacher import BaseTeacher, Teacher
 from .recipe import Context, Recipe
 from .settings import Kl
 

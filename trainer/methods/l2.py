@@ -7,7 +7,7 @@ What EWC gains over this is what it gains from knowing which directions matter; 
 
 from __future__ import annotations
 
-from ..importance import uniform
+from ..fisher.importance import uniform
 from .laplace import last_task, make_finish, measure_fisher
 from .quadratic import QuadraticPenalty, laplace_weight, starting_point
 from .recipe import Context, Recipe

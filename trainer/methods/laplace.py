@@ -13,12 +13,12 @@ from typing import Any
 
 from adapters.types import Json
 
-from ..drift import Drift
+from ..distillation.drift import Drift
 from ..errors import ConfigInvalid
-from ..fisher import choose_rows, estimate_fisher
-from ..fisher_sums import Sums
-from ..importance import Importance, Kind
-from ..importance_folder import load_importance, save_importance
+from ..fisher.estimate import choose_rows, estimate_fisher
+from ..fisher.folder import load_importance, save_importance
+from ..fisher.importance import Importance, Kind
+from ..fisher.sums import Sums
 from ..lora import LoraLayer
 from ..past import PastTask
 from .quadratic import QuadraticPenalty

@@ -28,13 +28,13 @@ from adapters.types import Json
 from ..batches import IGNORED, collate, group_by_length
 from ..data import Encoded
 from ..errors import ConfigInvalid
-from ..importance import Diagonal, Importance
-from ..importance_folder import load_importance, save_importance
-from ..layer_gradients import listen
+from ..fisher.folder import load_importance, save_importance
+from ..fisher.importance import Diagonal, Importance
+from ..fisher.layer_gradients import listen
 from ..lora import lora_layers
-from ..memory import shuffled
 from ..modes import evaluation_mode
 from ..objective import predict
+from ..rehearsal.memory import shuffled
 from .quadratic import QuadraticPenalty, laplace_weight, starting_point
 from .recipe import Context, Recipe
 from .settings import MemoryAware

@@ -23,9 +23,9 @@ from adapters.rows import sha256_json
 from adapters.types import Json
 
 from ..data import Encoded
+from ..distillation.teacher import completion_nlls
 from ..errors import DataInvalid
 from ..folder import write_json
-from ..teacher import completion_nlls
 from .recipe import Context, Recipe
 from .settings import Masking
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from adapters.types import Json
 
-from ..importance import Importance, fold
-from ..importance_folder import load_importance, save_importance
+from ..fisher.folder import load_importance, save_importance
+from ..fisher.importance import Importance, fold
 from .laplace import LaplaceFinish, make_finish, measure_fisher
 from .quadratic import QuadraticPenalty, laplace_weight, starting_point
 from .recipe import Context, Recipe

@@ -23,9 +23,9 @@ from adapters.types import Json
 from ..batches import Batch, collate, group_by_length
 from ..data import Encoded
 from ..errors import ConfigInvalid, LeakFound
-from ..memory import quotas, shuffled
 from ..modes import evaluation_mode
 from ..objective import predict, token_nll
+from ..rehearsal.memory import quotas, shuffled
 from .recipe import Context, Recipe
 from .settings import Projection
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..batches import Batch
-from ..importance import Importance
+from ..fisher.importance import Importance
 from ..lora import Factors, lora_layers, snapshot
 
 

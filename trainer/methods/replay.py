@@ -30,13 +30,13 @@ from adapters.types import Json
 
 from ..batches import BatchSource
 from ..data import Encoded
+from ..distillation.cache import row_key
 from ..errors import DataInvalid, LeakFound
 from ..folder import write_json
-from ..memory import first_quota, quotas
-from ..mixed_batches import MixedBatches, memory_batches
 from ..past import PastTask
-from ..remember import Reader
-from ..teacher_cache import row_key
+from ..rehearsal.memory import first_quota, quotas
+from ..rehearsal.mixed_batches import MixedBatches, memory_batches
+from ..rehearsal.reader import Reader
 from .recipe import Context, Recipe
 from .settings import Replay
 

@@ -28,9 +28,9 @@ from torch import Tensor
 from adapters.types import Json
 
 from ..batches import Batch
-from ..importance import Diagonal, Importance, fold
-from ..importance_folder import load_importance, save_importance
-from ..layer_gradients import listen
+from ..fisher.folder import load_importance, save_importance
+from ..fisher.importance import Diagonal, Importance, fold
+from ..fisher.layer_gradients import listen
 from ..lora import Factors, lora_layers, snapshot
 from .quadratic import QuadraticPenalty, laplace_weight, starting_point
 from .recipe import Context, Finish, Recipe

@@ -1,0 +1,1 @@
+"""The curvature of ΔW: estimated, stored, folded over tasks."""

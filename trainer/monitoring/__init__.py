@@ -1,0 +1,1 @@
+"""Watching a live version through its gateway: the same rows again and again, and the rollback."""

@@ -1,0 +1,91 @@
+"""What a live version is held to: the items of an evidence, bound to the very files that are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters.command import find_version, read_bytes
+from adapters.evidence import Evaluation, Evidence, parse_evidence
+from adapters.promotion import evidence_of
+from adapters.registry import Registry
+from adapters.rows import Example, read_examples, sha256_file
+from adapters.store import Store
+from adapters.types import AdapterVersion
+
+from ..errors import NothingToCompare
+from ..metrics import TextMetric, scores_text
+from .verdict import Expected, Kind
+
+FIRST = "first"
+_FIRST_HINT = f"attach fresh evidence, or use --reference {FIRST}: the first check is then the reference"
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """One row file as questions, each prompt once."""
+
+    name: str
+    kind: Kind
+    file_digest: str
+    rows: tuple[Example, ...]
+
+    @property
+    def answers(self) -> dict[str, str]:
+        """The answers wanted, by row digest."""
+        return {row.digest: row.answer for row in self.rows}
+
+
+def read_questions(path: Path, kind: Kind) -> Questions:
+    first: dict[str, Example] = {}
+    for row in read_examples(path):
+        first.setdefault(row.digest, row)
+    return Questions(path.stem, kind, sha256_file(path), tuple(first.values()))
+
+
+def find_evidence(registry: Registry, store: Store, wanted: str | None, live: AdapterVersion) -> list[Evidence]:
+    """Evidence to take scores from, newest first: of `wanted` (ROUTE@N or a file), by default the live version's own.
+
+    Evidence about other weights than the version's is left out.
+    """
+    if wanted is not None and Path(wanted).is_file():
+        return [parse_evidence(read_bytes(Path(wanted)))]
+    version = live if wanted is None else find_version(registry, wanted)
+    found = evidence_of(registry, store, registry.route(version.route), version.number)
+    return [one for one in reversed(found) if one.weights_digest == version.digest]
+
+
+def take_reference(sets: Sequence[Questions], evidence: Sequence[Evidence], whose: str) -> tuple[Expected, ...]:
+    """The adapter's scores on each set, from the newest evidence that has that very file; raises `NothingToCompare`
+    naming every set without one.
+
+    An answer may take as many tokens as `evaluate` gives it by default: twice the longest wanted, and at least 16.
+    """
+    problems: list[str] = []
+    expected: list[Expected] = []
+    for questions in sets:
+        found = _evaluation(questions, evidence)
+        if found is None:
+            problems.append(f"{whose} has no evidence on {questions.name}")
+        elif not scores_text(found.metric):
+            problems.append(f"{questions.name} was scored by {found.metric}, which a gateway's text does not show")
+        else:
+            scores = {item.row: item.adapter.score for item in found.items}
+            limit = max(16, 2 * max(item.adapter.tokens for item in found.items))
+            expected.append(
+                Expected(questions.name, questions.kind, questions.file_digest, found.metric, scores, limit)
+            )
+    if problems:
+        raise NothingToCompare("; ".join(problems), hint=_FIRST_HINT)
+    return tuple(expected)
+
+
+def without_reference(sets: Sequence[Questions], metric: TextMetric) -> tuple[Expected, ...]:
+    """Sets whose first check is still to come: nothing to compare with yet."""
+    return tuple(Expected(one.name, one.kind, one.file_digest, metric, {}) for one in sets)
+
+
+def _evaluation(questions: Questions, evidence: Sequence[Evidence]) -> Evaluation | None:
+    every = (one for report in evidence for one in (report.target, *report.guardrails))
+    return next((one for one in every if one.file_digest == questions.file_digest and one.items), None)

@@ -1,0 +1,1 @@
+"""Remembering earlier tasks' rows: which are kept, and how they join the stream."""

@@ -1,0 +1,146 @@
+"""What a sequence found as one self-contained HTML page: no script, no network, pictures inline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from statistics import fmean
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from .forgetting import Matrix
+from .plots import Mark, Spread, frontier, heat_map, loss_line, omega_and_divergence, progress
+
+_COLUMNS = (
+    ("average", "ACC"),
+    ("learned", "learned"),
+    ("backward_transfer", "BWT"),
+    ("forgetting", "forgetting"),
+    ("forward_transfer", "FWT"),
+    ("retention", "retention"),
+)
+
+
+def render_sequence(title: str, found: Mapping[str, Any]) -> str:
+    """The page of a sequence's report as HTML text."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": percent, "nats": nats}
+    template = environment.from_string(files(__package__).joinpath("sequence.html").read_text(encoding="utf-8"))
+    done = {name: arm for name, arm in found["arms"].items() if arm["finished"]}
+    return template.render(
+        title=title,
+        found=found,
+        done=done,
+        columns=_COLUMNS,
+        tables=[table(found, score) for score in ("exact", "nll")],
+        frontiers=_frontiers(done),
+        progress=_progress(done, len(found["tasks"])),
+        cards=[_card(name, arm, found["tasks"]) for name, arm in found["arms"].items() if arm["mode"] != "base"],
+        omega=_omega(done),
+        failures=[
+            (name, seed, one["failed"])
+            for name, arm in found["arms"].items()
+            for seed, one in arm["seeds"].items()
+            if one["failed"]
+        ],
+        comparisons=found["comparisons"]["exact"],
+        kl_rows=[(name, kl) for name, arm in done.items() if (kl := last_divergence(arm)) is not None],
+    )
+
+
+def table(found: Mapping[str, Any], score: str) -> dict[str, Any]:
+    """Every arm's measures, oracle-routed, then the routed ACC and what routing costs."""
+    rows = []
+    for name, arm in found["arms"].items():
+        summary = arm["summary"]
+        measures = [summary["oracle"][score].get(key) for key, _ in _COLUMNS]
+        routed = [summary["routed"][score].get("average"), summary["regret"].get(score)]
+        rows.append({"name": name, "arm": arm, "measures": measures, "routed": routed})
+    return {"score": score, "rows": rows}
+
+
+def mean_matrix(arm: Mapping[str, Any], score: str) -> Matrix:
+    """R, oracle-routed, the mean over the seeds that are finished, or else over what is there."""
+    seeds = list(arm["seeds"].values())
+    chosen = [one for one in seeds if one["finished"]] or seeds
+    matrices = [one["R"]["oracle"][score] for one in chosen]
+    rows = [[matrix[height] for matrix in matrices if matrix[height] is not None] for height in range(len(matrices[0]))]
+    return [[fmean(column) for column in zip(*same, strict=True)] if same else None for same in rows]
+
+
+def last_divergence(arm: Mapping[str, Any]) -> float | None:
+    """Measured KL of the last stage from the one before, over earlier tasks' anchors and seeds, nats per token."""
+    values = [
+        value
+        for one in arm["seeds"].values()
+        if one["finished"] and one["stages"]
+        for value in (one["stages"][-1]["anchor_kl"] or {}).values()
+    ]
+    return fmean(values) if values else None
+
+
+def percent(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    half = f" ± {100 * (found['upper'] - found['mean']):.1f}" if found["upper"] is not None else ""
+    return f"{100 * found['mean']:.1f}{half}"
+
+
+def nats(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    half = f" ± {found['upper'] - found['mean']:.3f}" if found["upper"] is not None else ""
+    return f"{found['mean']:.3f}{half}"
+
+
+def _frontiers(done: Mapping[str, Any]) -> list[str]:
+    learned = {name: arm["summary"]["oracle"]["exact"] for name, arm in done.items() if arm["mode"] != "base"}
+    pictures = []
+    for key, label in (("retention", "retention"), ("average", "ACC after the last task")):
+        marks = [
+            Mark(name, done[name]["family"], Spread.read(one["learned"]), Spread.read(one[key]))
+            for name, one in learned.items()
+            if "learned" in one and key in one
+        ]
+        lines = {
+            name: done[name]["summary"]["oracle"]["exact"]["average"]["mean"]
+            for name in done
+            if key == "average" and done[name]["mode"] in ("base", "joint")
+        }
+        if marks:
+            pictures.append(frontier(marks, "learned: mean of R[j][j]", label, lines))
+    return pictures
+
+
+def _progress(done: Mapping[str, Any], tasks: int) -> str | None:
+    curves: dict[str, Sequence[float]] = {}
+    for name, arm in done.items():
+        rows = mean_matrix(arm, "exact")[1:]
+        if arm["mode"] != "base" and all(row is not None for row in rows):
+            curves[name] = [fmean((rows[stage] or ())[: stage + 1]) for stage in range(tasks)]
+    return progress(curves, {name: done[name]["family"] for name in curves}, "mean of tasks so far") if curves else None
+
+
+def _card(name: str, arm: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
+    first = next((one for one in arm["seeds"].values() if one["stages"]), None)
+    losses = [stage["losses"] for stage in first["stages"]] if first else []
+    return {
+        "name": name,
+        "arm": arm,
+        "exact": heat_map(mean_matrix(arm, "exact"), tasks, nll=False),
+        "nll": heat_map(mean_matrix(arm, "nll"), tasks, nll=True),
+        "loss": loss_line(losses) if losses else None,
+    }
+
+
+def _omega(done: Mapping[str, Any]) -> str | None:
+    points = [
+        (name, arm["family"], float(one["omega"]), float(one["measured_kl"]))
+        for name, arm in done.items()
+        for seed in arm["seeds"].values()
+        for stage in seed["stages"]
+        for one in stage["methods"].values()
+        if (one.get("omega") or 0) > 0 and (one.get("measured_kl") or 0) > 0
+    ]
+    return omega_and_divergence(points) if points else None
