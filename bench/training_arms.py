@@ -6,11 +6,12 @@ train `nl2regex`, with `legal_clause` and `scan` as the earlier tasks.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Arm:
-    """A run just before its first step, with what building its methods took."""
+    """A run just before its first step, with what building its methods took the first time."""
 
     config: TrainConfig
     loaded: LoadedBase
@@ -172,9 +173,12 @@ class Stage:
         context = Context(
             loaded, model, examples, past, frozenset(), config.seed, config.batch_tokens, cache, quiet, machine
         )
-        started = Seconds.now()
+        started, kept = Seconds.now(), cache.with_suffix(".json")
         recipe = build_recipe(config.methods, context)
-        return Arm(config, loaded, model, machine, context, recipe, started.since())
+        if not kept.exists():
+            kept.write_text(json.dumps(asdict(started.since())), encoding="utf-8")
+        built = Seconds(**json.loads(kept.read_text(encoding="utf-8")))
+        return Arm(config, loaded, model, machine, context, recipe, built)
 
     def _config(self, methods: Sequence[str], task: str, past: tuple[str, ...], start: Path | None) -> TrainConfig:
         values: dict[str, object] = {

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -48,8 +48,6 @@ ARMS: tuple[tuple[str, tuple[str, ...], float | None], ...] = (
     ("orthogonal", ("orthogonal",), None),
     ("projection", ("projection",), None),
     ("si", ("si",), None),
-    ("mas", ("mas",), None),
-    ("ema", ("ema",), None),
 )
 SELECTIONS = ("random", "diverse", "difficult")
 WARM, REPLAYED = 2, 0.1
@@ -109,7 +107,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of every arm")
     parser.add_argument("--arm", action="append", choices=[name for name, *_ in ARMS], help="only this; repeatable")
-    parser.add_argument("--work", type=Path, help="keep what methods find here [default: a temporary folder]")
+    parser.add_argument("--work", type=Path, help="keep all here and go on from it [default: a temporary folder]")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -124,7 +122,7 @@ def main() -> None:
         named.insert(0, ARMS[0])
     stage.prepare()
     built = {name: stage.build(methods) for name, methods, _ in named}
-    taken = time_steps(built, arguments.steps)
+    taken = read_steps(stage.work / f"steps-{arguments.precision}.json", lambda: time_steps(built, arguments.steps))
     plain = statistics.median(one.cpu for one in taken["plain"])
     rows = [*step_rows(taken, named), *once_rows(stage, built, plain)]
     names = list(built)
@@ -142,6 +140,16 @@ def main() -> None:
 def _methods() -> Iterator[tuple[str, tuple[str, ...]]]:
     for name, methods, _ in ARMS:
         yield name, methods
+
+
+def read_steps(kept: Path, measure: Callable[[], dict[str, list[Taken]]]) -> dict[str, list[Taken]]:
+    """What was measured before in the same folder, or else now."""
+    if not kept.exists():
+        found = {name: [asdict(one) for one in taken] for name, taken in measure().items()}
+        kept.write_text(json.dumps(found), encoding="utf-8")
+    return {
+        name: [Taken(**one) for one in taken] for name, taken in json.loads(kept.read_text(encoding="utf-8")).items()
+    }
 
 
 def time_steps(built: Mapping[str, Arm], steps: int) -> dict[str, list[Taken]]:
