@@ -44,7 +44,13 @@ def test_the_wheel_holds_exactly_our_three_packages(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"adapters", "router", "trainer"}
-    assert {"adapters/py.typed", "router/py.typed", "trainer/py.typed", "trainer/page.html"} <= set(names)
+    assert {
+        "adapters/py.typed",
+        "router/py.typed",
+        "trainer/py.typed",
+        "trainer/page.html",
+        "trainer/sequences/sequence.html",
+    } <= set(names)
 
 
 @pytest.mark.parametrize("found", entry_points(group="branchline.commands"), ids=lambda found: str(found.name))

@@ -74,7 +74,7 @@ def test_the_page_of_a_sequence_needs_nothing_from_outside(page: str) -> None:
     assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', loaded))
 
 
-@pytest.mark.parametrize("template", ["page.html", "sequence.html"])
+@pytest.mark.parametrize("template", ["page.html", "sequences/sequence.html"])
 def test_every_colour_that_a_plot_leaves_to_the_page_is_defined_light_and_dark(template: str, page: str) -> None:
     styles = files("trainer").joinpath(template).read_text(encoding="utf-8")
     light, dark = (set(re.findall(r"--(\w+):", part)) for part in styles.split("prefers-color-scheme: dark", 1))
