@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.trainer_base import Files, make_files
+from tests.trainer_base import Files, make_files, write_rows
 from tests.trainer_runs import execute
+from tests.trainer_worker import methods_of
 from trainer.errors import ConfigInvalid
 from trainer.machine import Machine
 from trainer.training import require_deal
@@ -29,6 +30,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which both processes have done all that `tests.trainer_worker` does, as a launcher starts them."""
     root = tmp_path_factory.mktemp("processes")
     make_files(root)
+    write_rows(root / "past.jsonl", [(f"count {number}", "no no") for number in range(24)])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -71,6 +73,13 @@ def test_two_processes_equal_one_where_each_has_several_micro_batches(ran: Path)
     one, two = weights(ran / "one-by-four"), weights(ran / "two-by-four")
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-4)
+
+
+def test_methods_do_in_two_processes_what_they_do_in_one_bit_for_bit(ran: Path) -> None:
+    """What a method reads before the first step it reads while the other process waits for it."""
+    execute(Files.found(ran).values | VALUES | methods_of(ran), ran / "one-methods")
+    one, two = weights(ran / "one-methods"), weights(ran / "two-methods")
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_stop_asked_of_one_process_stops_both_with_one_state_from_which_both_go_on(ran: Path) -> None:

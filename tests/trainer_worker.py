@@ -33,6 +33,7 @@ def main(root: Path) -> None:
 
     execute(values, root / "two")
     execute({**values, "accumulation": 4}, root / "two-by-four")
+    execute(values | methods_of(root), root / "two-methods")
     # Only the second process is asked to stop.
     meet("stop", lambda: execute(values, root / "resumed", Watcher(patience=3 if rank else None)))
     met["stopped at"] = ", ".join(one.name for one in (root / "resumed/work/states").glob("step-*"))
@@ -47,6 +48,12 @@ def main(root: Path) -> None:
     meet("vanished", lambda: machine.sum([1.0]))
     (root / f"met-{rank}.json").write_text(json.dumps(met), encoding="utf-8")
     os._exit(0)  # the other process is gone: there is nobody left to say goodbye to
+
+
+def methods_of(root: Path) -> dict[str, object]:
+    """A run with every kind of part: measured before the first step, cached, hooked, mixed in, averaged."""
+    named = ("ewc", "l2", "si", "replay:share=0.3", "distill:teacher=cached,draws=4", "projection:rows=4", "ema")
+    return {"past": [root / "past.jsonl"], "methods": named, "max_steps": 4}
 
 
 def fail() -> None:

@@ -59,10 +59,7 @@ def measure_fisher(
     Its `tokens` are all of the task's. A run that starts from the base has learned none of it: T_old := T_new.
     """
     kept = context.cache / method / task.name
-
-    def measure() -> None:
-        if kept.is_dir():
-            return
+    if not kept.is_dir():
         context.observer.say(f"{method}: measuring the Fisher on {task.name}")
         importance = estimate_fisher(
             context.model,
@@ -77,8 +74,6 @@ def measure_fisher(
         tokens = context.supervised if context.past.start is None else task.supervised
         kept.parent.mkdir(parents=True, exist_ok=True)
         save_importance(replace(importance, tokens=float(tokens)), kept)
-
-    context.machine.on_main(measure)
     return load_importance(kept)
 
 

@@ -89,7 +89,8 @@ class Recipe:
 
     `rewrite` changes the training rows before they are batched, `wrap` the batch source around them; both in order.
     `finish` is called by name of the method. Building draws nothing from torch's global generator and leaves model
-    parameters, gradients and mode as they were: a method of weight 0 changes no bit of the run.
+    parameters, gradients and mode as they were: a method of weight 0 changes no bit of the run. Of several processes
+    the main one builds first, alone: a method that builds waits for no other process.
     """
 
     penalties: tuple[Penalty, ...] = ()
