@@ -71,6 +71,7 @@ def test_train_publishes_and_a_second_time_says_at_once_that_it_is_done(
     assert json.loads(first.stdout)["version"] == "colour@1"
     again = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True, check=True)
     assert "already trained" in again.stderr
+    assert f"evidence to look at: {tmp_path / 'out' / 'evidence.html'}" in again.stderr
     assert again.stdout == f"{first.stdout}False\n", "the same record, and torch was never imported"
     assert "other settings, base or data" in branchline(*words, "--seed", "1", code=1).stderr
     monkeypatch.setenv("RANK", "1")
@@ -172,6 +173,25 @@ def test_a_wrong_setting_gives_one_clear_line(
     files: Files, tmp_path: Path, branchline: Branchline, words: Sequence[str], code: int, message: str
 ) -> None:
     refused(branchline, files, tmp_path, words, code, message)
+
+
+def test_a_command_that_was_refused_leaves_its_folder_to_the_corrected_one(
+    files: Files, tmp_path: Path, branchline: Branchline
+) -> None:
+    words = ("train", "colour", *files.arguments, *SHORT, "--out", str(tmp_path / "out"))
+    assert "--past, or --anchor" in branchline(*words, "--method", "ewc", code=2).stderr
+    earlier = write_rows(tmp_path / "earlier.jsonl", colour_rows(12, start=5000))
+    told = branchline(*words, "--past", str(earlier)).stderr
+    assert "no method is given: rows and adapters of earlier tasks are not read" in told
+
+
+def test_a_name_that_is_no_folder_and_no_version_and_wrong_settings_point_to_their_own_command(
+    files: Files, tmp_path: Path, branchline: Branchline
+) -> None:
+    words = ("--base", str(files.base), "--eval", str(files.values["eval"]), "--out", str(tmp_path / "fresh"))
+    assert "no folder 'colour'" in branchline("evaluate", "colour", *words, code=1).stderr
+    told = branchline("evaluate", "colour@1", *words, "--metric", "best", code=2).stderr
+    assert "branchline evaluate --help" in told
 
 
 def test_rows_that_are_no_rows_give_one_clear_line(files: Files, tmp_path: Path, branchline: Branchline) -> None:

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from adapters.base import Base, find_base
 from adapters.command import find_version, open_home
+from adapters.errors import InvalidName
 from adapters.evidence import parse_evidence
 from adapters.home import Home, home_options
 from adapters.output import json_option, note, print_json, print_table
@@ -93,6 +94,7 @@ def train(home: Home, name_or_file: str, publish: bool, as_json: bool, **options
             note(f"already trained: {config.out.name} holds the finished run of these settings")
         if not is_main_process():
             return
+        note(f"evidence to look at: {folder.page}")
         published = publish_run(home, config, base, folder, record) if publish else {}
     show({**record, **published}, as_json)
 
@@ -105,7 +107,7 @@ def train(home: Home, name_or_file: str, publish: bool, as_json: bool, **options
 def evaluate(home: Home, adapter: str, as_json: bool, **options: object) -> None:
     """Compare an adapter folder or a published version with its base and write fresh evidence to --out."""
     with exit_codes():
-        config = read_config(AssessConfig, given(options))
+        config = read_config(AssessConfig, given(options), hint="see `branchline evaluate --help`")
         base = find_base(config.base, cache=home.fingerprints)
         folder, name = adapter_folder(home, adapter)
         quiet_libraries()
@@ -113,6 +115,7 @@ def evaluate(home: Home, adapter: str, as_json: bool, **options: object) -> None
 
         with Terminal().listening() as terminal:
             evidence, result = assess(config, config.route or name, folder, base, terminal)
+        note(f"evidence to look at: {config.out / 'evidence.html'}")
     digests = {"weights_digest": evidence.weights_digest, "evidence_digest": evidence.digest}
     show({"name": config.route or name, **digests, "result": result}, as_json)
 
@@ -170,6 +173,8 @@ def adapter_folder(home: Home, text: str) -> tuple[Path, str]:
     folder = Path(text)
     if folder.is_dir():
         return folder, folder.resolve().name
+    if "@" not in text:
+        raise InvalidName(f"no folder {text!r}", hint="name an adapter folder, or a published version as ROUTE@N")
     registry, store = open_home(home)
     version = find_version(registry, text)
     return store.folder(version.route, version.digest), version.route

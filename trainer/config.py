@@ -15,7 +15,7 @@ from adapters.rows import sha256_json
 from adapters.types import parse_route_name
 
 from .errors import ConfigInvalid
-from .methods.settings import MethodSettings, parse_method
+from .methods.settings import MethodSettings, parse_method, repeated_methods
 
 ScoredMetric = Literal["exact_match", "json_equal", "contains", "choice", "token_f1", "perplexity"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -47,7 +47,9 @@ class _Config(BaseModel):
     )
     decisions: Path | None = Field(None, description="Output of `classifier decide` for every evaluated row.")
     out: Path = Field(description="Folder to write to.")
-    metric: ScoredMetric = Field("exact_match", description="How an answer is scored, from 0 to 1.")
+    metric: ScoredMetric = Field(
+        "exact_match", description="How an answer is scored, from 0 to 1; perplexity as 1 / perplexity."
+    )
     max_length: int | None = Field(
         None,
         ge=2,
@@ -142,6 +144,13 @@ class TrainConfig(_Config):
     def _distinct_past(self) -> Self:
         return _distinct(_distinct(self, "past", self.past), "anchors", self.anchors)
 
+    @field_validator("methods")
+    @classmethod
+    def _distinct_methods(cls, methods: tuple[MethodSettings, ...]) -> tuple[MethodSettings, ...]:
+        if twice := repeated_methods(methods):
+            raise ValueError(f"{', '.join(twice)} stands there twice, one term would take the other's place")
+        return methods
+
     @field_validator("dora")
     @classmethod
     def _plain_lora(cls, dora: bool) -> bool:
@@ -178,7 +187,9 @@ class TrainConfig(_Config):
         return sha256_json({"settings": self.settings, "base": base_fingerprint, "files": dict(digests)})
 
 
-def read_config(kind: type[Checked], values: Mapping[str, object]) -> Checked:
+def read_config(
+    kind: type[Checked], values: Mapping[str, object], *, hint: str = "see `branchline train --help`"
+) -> Checked:
     """Validate `values`; raises `ConfigInvalid` with every problem, missing files included."""
     problems: list[str] = []
     config = None
@@ -189,7 +200,7 @@ def read_config(kind: type[Checked], values: Mapping[str, object]) -> Checked:
         problems = [_problem(one["loc"], one["type"], one["msg"], one["input"], known) for one in error.errors()]
     problems += _missing_files(values)
     if problems or config is None:
-        raise ConfigInvalid(problems)
+        raise ConfigInvalid(problems, hint=hint)
     return config
 
 

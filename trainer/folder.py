@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import FolderOccupied
+from .errors import ConfigInvalid, DataInvalid, FolderOccupied, LeakFound
 
 METHODS = "methods"
 
@@ -88,6 +88,19 @@ class RunFolder:
     def claim(self, identity: str) -> None:
         """Say whose work this is. Called once the run's files are known to be good: bad ones leave no claim."""
         write_json(self.work / "run.json", {"identity": identity})
+
+    @contextlib.contextmanager
+    def claimed(self, identity: str) -> Iterator[None]:
+        """Claim the folder for what is built inside. Settings and rows that are refused there leave no claim, so that
+        the corrected command may use the folder; an interruption leaves it, so that what was read is found again.
+        """
+        self.claim(identity)
+        try:
+            yield
+        except (ConfigInvalid, DataInvalid, LeakFound):
+            if not self.states.exists():
+                shutil.rmtree(self.work, ignore_errors=True)
+            raise
 
     def finish(self, summary: Mapping[str, object]) -> None:
         """Say that the run is done, then drop what only a running one needs."""

@@ -12,7 +12,7 @@ from adapters.evidence import Evidence
 from adapters.rows import last_user_text
 
 from .comparison import Compared
-from .plots import guardrail_rises, learning_curve, target_scores
+from .plots import guardrail_rises, learning_curve, score_name, target_scores
 from .report import Findings, Interval, summarise
 from .select import score_gains
 
@@ -39,6 +39,7 @@ def render_page(name: str, base_id: str, findings: Findings, evidence: Evidence)
     target = findings.target.evaluation
     guardrails = [one.evaluation for one in findings.guardrails]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["score_name"] = score_name
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     worse = sorted(worse_items(findings), key=lambda one: (-one.drop, -one.rise))
     curve = findings.choice and learning_curve(findings.losses, findings.candidates, findings.choice.step)

@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adapters.evidence import Evaluation
+from adapters.evidence import Evaluation, Metric
 
 from .report import Interval, arms
 from .select import Candidate, nll_rises
@@ -58,9 +58,7 @@ def learning_curve(losses: Sequence[float], candidates: Sequence[Candidate], cho
         axes.axhline(base, color=BASE, ls="--", label="base")
         axes.plot(steps, scores, "o-", color=ADAPTER, label="adapter")
         axes.plot([chosen], [scores[steps.index(chosen)]], "o", ms=13, mfc="none", mec=ADAPTER, label="chosen")
-        axes.set(
-            xlabel="step", ylabel=candidates[0].target.metric.replace("_", " "), xlim=(0, None), ylim=(-0.03, 1.05)
-        )
+        axes.set(xlabel="step", ylabel=score_name(candidates[0].target.metric), xlim=(0, None), ylim=(-0.03, 1.05))
         axes.legend(loc="best")
         return left, svg(figure)
 
@@ -78,7 +76,7 @@ def target_scores(target: Evaluation) -> str:
         axes = figure.subplots()
         for height, (_, colour, scores) in enumerate(reversed(rows)):
             _whisker(axes, height, Interval.of(scores), colour, "{:.1%}", inside=(0.0, 1.0))
-        axes.set(xlim=(-0.02, 1.05), xlabel=target.metric.replace("_", " "))
+        axes.set(xlim=(-0.02, 1.05), xlabel=score_name(target.metric))
         axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xticks([tenth / 10 for tenth in range(0, 11, 2)], [f"{10 * tenth} %" for tenth in range(0, 11, 2)])
@@ -101,6 +99,11 @@ def guardrail_rises(guardrails: Sequence[Evaluation], bound: float) -> str:
         axes.margins(x=0.12)
         axes.set_xlabel(f"rise of NLL over the base, nats per token (dashed: the bound, {bound:g})")
         return svg(figure)
+
+
+def score_name(metric: Metric) -> str:
+    """What a person reads for a metric: of every score shown more is better."""
+    return "1 / perplexity" if metric == "perplexity" else metric.replace("_", " ")
 
 
 def _whisker(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,13 +29,13 @@ from .folder import RunFolder, write_text
 from .machine import Machine, find_machine
 from .methods.build import build_recipe
 from .methods.recipe import Context
-from .model import LoadedBase, LoraShape, add_lora, load_base, load_weights
+from .model import LoadedBase, LoraShape, add_lora, load_base
 from .observer import Observer, watch_scoring
 from .page import render_page
 from .past import read_past
 from .probe import take_probe
 from .report import Findings, make_evidence, summarise
-from .select import Candidate, choose, decisive_arm, is_exhausted, nll_rises
+from .select import Candidate, Choice, choose, decisive_arm, is_exhausted, nll_rises
 from .start import load_start
 from .task import Task, find_max_length, read_task
 from .training import Training, require_deal
@@ -73,15 +74,18 @@ class Run:
         return self.folder.finished(self.identity) or {}
 
     def _conclude(self, position: Position) -> None:
-        found = self.training.finish_methods()
-        self.judge(position, self.candidates.score_all(position.candidates), found)
-
-    def judge(self, position: Position, scored: list[Candidate], found: Mapping[str, Json]) -> Mapping[str, object]:
-        """Choose the checkpoint, compare it with the base on the evidence's own items, write everything."""
+        scored = self.candidates.score_all(position.candidates)
         choice = choose(scored, self.config.guardrail_bound)
-        chosen = self.folder.candidate(choice.step)
-        load_weights(self.model, chosen)
-        publish_files(chosen, self.folder.adapter)
+        found = self.training.finish_methods(self.folder.candidate(choice.step))
+        self._judge(position, scored, choice, found)
+
+    def _judge(
+        self, position: Position, scored: list[Candidate], choice: Choice, found: Mapping[str, Json]
+    ) -> Mapping[str, object]:
+        """Compare the chosen checkpoint, which the model carries, with the base on the evidence's own items, and write
+        everything.
+        """
+        publish_files(self.folder.candidate(choice.step), self.folder.adapter)
         judging = self.task.judging
         findings = Findings(
             target=self.comparison.compare(judging.target),
@@ -146,14 +150,15 @@ def prepare(config: TrainConfig, base: Base, identity: str, folder: RunFolder, o
     task = read_task(config, loaded)
     for reason, count in task.train.skipped.items():
         observer.say(f"left out {count} rows of {config.data.name}: {reason}")
+    if not config.methods and (config.past or config.anchors or config.adapters):
+        observer.say("no method is given: rows and adapters of earlier tasks are not read (name one with --method)")
     torch.manual_seed(config.seed)
     shape = LoraShape(config.rank, config.alpha, config.targets, config.dropout, config.rslora)
     model = add_lora(loaded, shape)
     if config.start:
         load_start(model, config.start, base)
-    if machine.is_main:
-        folder.claim(identity)
-    with machine.main_first():
+    claim = folder.claimed(identity) if machine.is_main else contextlib.nullcontext()
+    with machine.main_first(), claim:
         context = make_context(config, loaded, model, task, folder, observer, machine)
         recipe = build_recipe(config.methods, context)
     training = Training(config, folder, loaded, model, task.train.examples, recipe, observer, machine)

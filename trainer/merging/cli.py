@@ -83,7 +83,8 @@ def show(record: Record, as_json: bool) -> None:
     if as_json:
         print_json(record)
         return
-    print_table(("input", "weight"), [(one["name"], f"{one['weight']:g}") for one in record["inputs"]])
+    share = len(record["inputs"]) if record["settings"]["method"] == "soup" else 1  # the mean: each an equal part
+    print_table(("input", "weight"), [(one["name"], f"{one['weight'] / share:.3g}") for one in record["inputs"]])
     lost = record["energy_lost"]
     click.echo(
         f"{record['settings']['method']}: rank {record['rank']}, energy lost to the rank: "

@@ -26,7 +26,7 @@ def build(settings: Ewc, context: Context) -> Recipe:
     if settings.budget is not None and not (context.past.anchors and settings.weight):
         raise ConfigInvalid(
             ["ewc: a budget is kept by measuring on anchors and adapting a weight above 0"],
-            hint="give --anchors, and leave weight at 1",
+            hint="give --anchor FILE, and leave weight at 1",
         )
     task = last_task(context, "ewc")
     importance = measure_fisher(context, "ewc", task, settings.importance, settings.labels, settings.sequences)

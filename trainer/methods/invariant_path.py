@@ -110,7 +110,7 @@ def find_anchors(context: Context) -> list[Encoded]:
     if not anchors:
         raise ConfigInvalid(
             ["invariant_path: there are no anchors and no rows of an earlier task"],
-            hint="name a file with --anchors or --past",
+            hint="name a file with --anchor or --past",
         )
     leaked = sum(row.row in context.judged for row in anchors)
     if leaked:

@@ -41,7 +41,7 @@ def last_task(context: Context, method: str) -> PastTask:
     found = "anchors and a start, but no past task" if past.anchors else "no past task and no anchors"
     raise ConfigInvalid(
         [f"{method} needs rows to protect, found {found}"],
-        hint="give the last task's training rows with --past, or --anchors without --start",
+        hint="give the last task's training rows with --past, or --anchor without --start",
     )
 
 
@@ -56,7 +56,7 @@ def measure_fisher(
 ) -> Importance:
     """The Fisher at the starting weights on up to `sequences` rows of `task`, measured once per run.
 
-    Its `tokens` are all of the task's. A run that starts from the base has learned none of it: T_old := T_new.
+    Its `tokens` are all of the task's, or those of `of_the_base`.
     """
     kept = context.cache / method / task.name
     if not kept.is_dir():
@@ -71,10 +71,14 @@ def measure_fisher(
             batch_tokens=context.batch_tokens,
             sums=sums,
         )
-        tokens = context.supervised if context.past.start is None else task.supervised
         kept.parent.mkdir(parents=True, exist_ok=True)
-        save_importance(replace(importance, tokens=float(tokens)), kept)
-    return load_importance(kept)
+        save_importance(replace(importance, tokens=float(task.supervised)), kept)
+    return of_the_base(load_importance(kept), context)
+
+
+def of_the_base(importance: Importance, context: Context) -> Importance:
+    """T_old := T_new for a run that starts from the base: there the rows were never learned, however many they are."""
+    return importance if context.past.start else replace(importance, tokens=float(context.supervised))
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ _SUFFIX = ".lora_A.weight"
 def build(settings: Orthogonal, context: Context) -> Recipe:
     """Raises `ConfigInvalid` where there is no earlier adapter, or one of another base."""
     if not context.past.adapters:
-        raise ConfigInvalid(["orthogonal: no earlier adapter is given"], hint="name their folders with --adapters")
+        raise ConfigInvalid(["orthogonal: no earlier adapter is given"], hint="name their folders with --adapter")
     earlier = read_directions(context.past.adapters, context.model)
     penalty = SubspaceOverlap(settings.method, earlier, settings.weight)
     return Recipe(penalties=(penalty,) if settings.weight else (), finish={settings.method: penalty.finish})

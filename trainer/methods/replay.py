@@ -113,7 +113,7 @@ def _sources(settings: Replay, context: Context) -> tuple[PastTask, ...]:
         wanted = "rows of earlier tasks or anchors" if settings.selection == "self" else "rows of earlier tasks"
         raise DataInvalid(
             f"replay has nothing to remember: {settings.selection} needs {wanted}",
-            hint="name files with --past" + (" or --anchors" if settings.selection == "self" else ""),
+            hint="name files with --past" + (" or --anchor" if settings.selection == "self" else ""),
         )
     return tasks
 

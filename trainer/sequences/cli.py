@@ -9,7 +9,7 @@ import click
 
 from adapters.base import find_base
 from adapters.home import Home, home_options
-from adapters.output import json_option, print_json, print_table
+from adapters.output import json_option, note, print_json, print_table
 
 from ..cli import exit_codes, quiet_libraries
 from ..config import read_yaml
@@ -44,6 +44,7 @@ def sequence(
         if not report:
             execute(home, config, folder, arms, seeds)
     found = write_report(file.stem, config, folder)
+    note(f"report to look at: {folder.page}")
     if as_json:
         print_json(found)
     else:
