@@ -377,7 +377,7 @@ def make_run(files: Files, out: Path, observer: Silent, methods: Sequence[str], 
 
 
 def train(run: Run) -> dict[str, Tensor]:
-    run.training.run(lambda step: None, lambda position: None)
+    run.training.run(run.candidates.keep, lambda position: None)
     return weights(run.model)
 
 
@@ -393,7 +393,7 @@ def test_a_run_with_replay_and_a_cached_teacher_goes_on_bit_for_bit(tmp_path: Pa
             train(make_run(files, halted, Stopper(patience), methods, past))
     last = make_run(files, halted, Silent(), methods, past)
     assert same(train(last), expected)
-    found, wanted = last.training.finish_methods(), whole.training.finish_methods()
+    found, wanted = (run.training.finish_methods(run.folder.candidate(10)) for run in (last, whole))
     assert found["replay_self"]["share"] == wanted["replay_self"]["share"] == pytest.approx(0.3, abs=0.1)
     assert wanted["distill"]["rows_read_late"] == 8
     assert found["masking"]["kept_share"] == 1.0

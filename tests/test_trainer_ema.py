@@ -101,10 +101,10 @@ def test_it_is_found_as_what_is_judged_and_says_how_far_it_lies(workshop: Worksh
     recipe = build(SETTINGS, context)
     train_steps(context, recipe)
     assert isinstance(recipe.hooks[0], Averaged)
-    found: Any = recipe.finish["ema"](context.model, tmp_path)
     own = weights(context.model)
     with average_of(recipe).averaged(context.model):
         inside = weights(context.model)
+    found: Any = recipe.finish["ema"](context.model, tmp_path)
     apart = torch.cat([(own[name] - inside[name]).flatten() for name in own]).norm()
     norm = torch.cat([one.flatten() for one in own.values()]).norm()
     assert found == {"steps": 6, "distance_from_latest": pytest.approx(float(apart / norm), rel=1e-5)}

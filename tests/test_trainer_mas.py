@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +76,21 @@ def test_its_mean_is_1_so_that_equal_importance_is_half_the_squared_move(worksho
     assert sum(float(one.sum()) for one in values(scaled).values()) == pytest.approx(entries, rel=1e-5)
 
 
-def test_the_penalty_is_the_weighted_square_around_the_start(workshop: Workshop, tmp_path: Path) -> None:
-    """λ·T_old/T_new·½ Σ F∘D∘D by hand after training; T_old are the tokens of the whole task, T_new of the run's."""
+@pytest.mark.parametrize("learned", [True, False], ids=["from an adapter", "from the base"])
+def test_the_penalty_is_the_weighted_square_around_the_start(workshop: Workshop, tmp_path: Path, learned: bool) -> None:
+    """λ·T_old/T_new·½ Σ F∘D∘D by hand after training; T_old are the tokens of the whole task, T_new of the run's, but
+    T_old := T_new where the base is the reference.
+    """
     context = fresh(workshop, tmp_path)
+    context = replace(context, past=replace(context.past, start=tmp_path if learned else None))
     recipe = assert_quiet(context, lambda one: build(MemoryAware(weight=0.5, sequences=256), one))
     scaled = values(scaled_to_mean(measured(context)))
     start = snapshot(context.model)
     train_steps(context, recipe)
     now = snapshot(context.model)
     by_hand = sum(0.5 * float((one * (now[name].dense - start[name].dense) ** 2).sum()) for name, one in scaled.items())
-    share = context.past.tasks[0].supervised / context.supervised
+    share = context.past.tasks[0].supervised / context.supervised if learned else 1.0
+    assert not learned or share != 1.0
     batch = collate(context.examples[:2], context.loaded.pad_token)
     penalty = float(recipe.penalties[0](context.model, batch, torch.zeros(())).detach())
     assert penalty == pytest.approx(0.5 * share * by_hand, rel=1e-3)
@@ -95,6 +101,7 @@ def test_the_penalty_is_the_weighted_square_around_the_start(workshop: Workshop,
 
 def test_a_resumed_run_measures_nothing_again(workshop: Workshop, tmp_path: Path) -> None:
     context = fresh(workshop, tmp_path)
+    context = replace(context, past=replace(context.past, start=tmp_path))
     first = build(SETTINGS, context).penalties[0]
     train_steps(context, Recipe(), 2)
     second = build(SETTINGS, context).penalties[0]

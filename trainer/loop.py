@@ -40,7 +40,9 @@ class Hook(Protocol):
         """The whole step's gradient is there, not yet clipped; it may be changed in place."""
 
     def after_step(self, model: Any) -> None:
-        """The parameters have moved. May read gradients and parameters; leaves both as they are."""
+        """The parameters have moved. May read gradients and parameters; leaves both as they are. What it computes is
+        in float32, as before the first step, whatever the run's precision.
+        """
 
 
 def train(
@@ -88,8 +90,8 @@ def train(
             norm = float(clip_grad_norm_(parameters, grad_clip, foreach=True))
             _require_finite(step + 1, loss, norm, machine)
             machine.step(optimizer)
-            for hook in hooks:
-                hook.after_step(model)
+        for hook in hooks:
+            hook.after_step(model)
         step, seconds = step + 1, seconds + machine.from_main(clock() - started)
         read = sum(batch.tokens for batch in micro_batches)
         tokens += read

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from .folder import RunFolder
 from .loop import StepReport, train
 from .machine import Machine, find_machine
 from .methods.recipe import Averaged, Recipe
-from .model import LoadedBase
+from .model import LoadedBase, load_weights
 from .objective import Objective
 from .observer import Observer, interrupted
 from .schedule import Budget, LearningRate
@@ -134,8 +135,11 @@ class Training:
         with same_weights(self.model):
             return machine.on_main(lambda: reached(position))
 
-    def finish_methods(self) -> dict[str, Json]:
-        """What each method found; what it leaves for later stages lies in the run's folder then."""
+    def finish_methods(self, kept: Path) -> dict[str, Json]:
+        """What each method found, now that the adapter in `kept` is the run's result; the model carries it afterwards.
+        What a method leaves for later stages lies in the run's folder then.
+        """
+        load_weights(self.model, kept)
         found = {}
         for name, finish in self.recipe.finish.items():
             left = self.folder.methods / name

@@ -43,6 +43,7 @@ class MovingAverage:
         self._decay = decay
         self._steps = 0
         self._average: dict[str, Tensor] = {}
+        self._distance = 0.0
 
     def before_step(self, model: Any, micro_batches: Sequence[Batch]) -> None:
         """Nothing."""
@@ -60,6 +61,7 @@ class MovingAverage:
         """While it lasts `model` carries the average (before any step: its own weights); then its own, bit for bit."""
         parameters = trainable(model)
         own = {name: parameters[name].detach().clone() for name in self._average}
+        self._distance = relative_distance(self._average, own)
         try:
             _copy(self._average, parameters)
             yield
@@ -67,21 +69,22 @@ class MovingAverage:
             _copy(own, parameters)
 
     def state(self) -> Mapping[str, Any]:
-        return {"steps": self._steps, "average": dict(self._average)}
+        return {"steps": self._steps, "average": dict(self._average), "distance": self._distance}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._steps = state["steps"]
+        self._steps, self._distance = state["steps"], state["distance"]
         self._average = {name: tensor.clone() for name, tensor in state["average"].items()}
 
     def finish(self, model: Any, folder: Path) -> Json:
-        """How far the average lies from the latest weights, relative to their norm."""
-        parameters = trainable(model)
-        apart, norm = 0.0, 0.0
-        for name, average in self._average.items():
-            latest = parameters[name].detach()
-            apart += float((average - latest).square().sum())
-            norm += float(latest.square().sum())
-        return {"steps": self._steps, "distance_from_latest": (apart / norm) ** 0.5 if norm else 0.0}
+        """How far the average last lay from the weights of its step, relative to their norm."""
+        return {"steps": self._steps, "distance_from_latest": self._distance}
+
+
+def relative_distance(average: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> float:
+    """‖average − weights‖ / ‖weights‖ over all parameters together; 0 where there are none."""
+    apart = sum(float((one - weights[name]).square().sum()) for name, one in average.items())
+    norm = sum(float(weights[name].square().sum()) for name in average)
+    return (apart / norm) ** 0.5 if norm else 0.0
 
 
 def trainable(model: Any) -> dict[str, Tensor]:

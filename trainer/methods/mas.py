@@ -35,6 +35,7 @@ from ..lora import lora_layers
 from ..modes import evaluation_mode
 from ..objective import predict
 from ..rehearsal.memory import shuffled
+from .laplace import of_the_base
 from .quadratic import QuadraticPenalty, laplace_weight, starting_point
 from .recipe import Context, Recipe
 from .settings import MemoryAware
@@ -46,7 +47,7 @@ def build(settings: MemoryAware, context: Context) -> Recipe:
         raise ConfigInvalid(["mas: there are no rows of an earlier task"], hint="name their file with --past")
     if not settings.weight:
         return Recipe()
-    raw = _measured(settings, context).to(context.model.device)
+    raw = of_the_base(_measured(settings, context), context).to(context.model.device)
     weight = laplace_weight(settings.weight, raw.tokens, context.supervised)
     penalty = QuadraticPenalty(settings.method, scaled_to_mean(raw), starting_point(context.model), weight)
     return Recipe((penalty,), finish={settings.method: _Finish(penalty, raw)})

@@ -18,7 +18,7 @@ from adapters.types import Json
 
 from ..fisher.folder import load_importance, save_importance
 from ..fisher.importance import Importance, fold
-from .laplace import LaplaceFinish, make_finish, measure_fisher
+from .laplace import LaplaceFinish, make_finish, measure_fisher, of_the_base
 from .quadratic import QuadraticPenalty, laplace_weight, starting_point
 from .recipe import Context, Recipe
 from .settings import OnlineEwc
@@ -52,7 +52,7 @@ def cumulative(settings: OnlineEwc, context: Context) -> Importance:
     measured = [
         measure_fisher(context, NAME, task, settings.importance, settings.labels, settings.sequences) for task in tasks
     ]
-    return reduce(partial(fold, gamma=settings.gamma), [*known, *measured])
+    return of_the_base(reduce(partial(fold, gamma=settings.gamma), [*known, *measured]), context)
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,11 +75,12 @@ class Averaged(Protocol):
 
 
 class Finish(Protocol):
-    """What a method does when the last step is taken, before the adapter is judged."""
+    """What a method does when the run is over and the weights to keep are known, before they are judged."""
 
     def __call__(self, model: Any, folder: Path) -> Json:
         """Leave in `folder` (which exists) what a later stage needs; return what run.json should say: plain numbers
-        and words, costs in seconds.
+        and words, costs in seconds. `model` carries the weights that are kept, from which a later stage starts: an
+        earlier checkpoint's or an average, and not always those of the last step.
         """
 
 

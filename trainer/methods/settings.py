@@ -6,7 +6,7 @@ A weight multiplies a term in nats per supervised token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -158,6 +158,16 @@ MethodSettings = Annotated[
 METHODS: Mapping[str, type[_Method]] = {
     kind.model_fields["method"].default: kind for kind in get_args(get_args(MethodSettings)[0])
 }
+
+
+def repeated_methods(methods: Sequence[MethodSettings]) -> list[str]:
+    """Names of methods that stand there more than once, which would report, leave and weigh under one name. Replay of
+    rows and of the base's own answers are two.
+    """
+    names = [
+        f"{one.method} self" if isinstance(one, Replay) and one.selection == "self" else one.method for one in methods
+    ]
+    return sorted({name for name in names if names.count(name) > 1})
 
 
 def parse_method(value: object) -> object:

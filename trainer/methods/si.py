@@ -13,6 +13,8 @@ tasks is folded as in online EWC with γ = 1.
 G is read by hooks from the loop's own backward pass, dropout and all, so it costs one product per layer. It is the
 gradient of what goes through the layers' outputs in training mode: the cross entropy, and terms of other methods on
 the same logits. Penalties on A and B, this one's own too, are not in it; nor is what runs in evaluation mode.
+ω and Δ are those of the whole path, also where an earlier checkpoint or an average is kept in the end: a later
+stage's penalty then has its centre there, and F from where the path went on to.
 Memory: two more float32 copies of every adapted weight, and a checkpoint as large as one.
 """
 
@@ -60,7 +62,7 @@ class PathImportance:
         self._tokens = context.supervised
         self._damping = damping
         self._earlier = earlier
-        self._start = snapshot(context.model)
+        self._start = self._end = snapshot(context.model)
         self._before: Mapping[str, Factors] = {}
         self._gradients = {layer.name: _zeros(layer.delta) for layer in layers}
         self._gains = {layer.name: _zeros(layer.delta) for layer in layers}
@@ -72,17 +74,19 @@ class PathImportance:
             self._gradients[name] = self._machine.gather_gradient(own)
 
     def after_step(self, model: Any) -> None:
-        for name, after in snapshot(model).items():
+        self._end = snapshot(model)
+        for name, after in self._end.items():
             gradient = self._gradients[name]
             self._gains[name] -= gradient * (after.dense - self._before[name].dense)
             gradient.zero_()
 
     def state(self) -> Mapping[str, Any]:
-        return {"gains": self._gains}
+        return {"gains": self._gains, "end": {name: [one.up, one.down] for name, one in self._end.items()}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         for name, gains in state["gains"].items():
             self._gains[name].copy_(gains)
+        self._end = {name: Factors(*factors) for name, factors in state["end"].items()}
 
     def finish(self, model: Any, folder: Path) -> Json:
         """Leaves the importance of this task and all before it. The gain is Σω, the fall of the training loss along
@@ -90,8 +94,7 @@ class PathImportance:
         """
         for handle in self._handles:
             handle.remove()
-        end = snapshot(model)
-        moves = {name: end[name].minus(start) for name, start in self._start.items()}
+        moves = {name: self._end[name].minus(start) for name, start in self._start.items()}
         new = path_importance(self._gains, moves, self._damping, self._tokens)
         save_importance(new if self._earlier is None else fold(self._earlier, new, 1.0), folder / _LEFT)
         return {

@@ -20,6 +20,7 @@ from ..data import Dataset, Encoded
 from ..errors import FolderOccupied
 from ..failures import told_clearly
 from ..folder import METHODS, RunFolder
+from ..machine import find_machine
 from ..methods.build import build_recipe
 from ..methods.recipe import Context
 from ..model import LoadedBase, LoraShape, add_lora, load_base, load_weights, save_adapter
@@ -135,7 +136,8 @@ def _train(stage: Stage, folder: RunFolder, identity: str, observer: Observer) -
     config = stage.config
     if config.threads:
         torch.set_num_threads(config.threads)
-    loaded = load_base(stage.base)
+    machine = find_machine(config.precision)
+    loaded = load_base(stage.base, machine.device)
     folder.claim(identity)
     torch.manual_seed(config.seed)
     model = _adapted(stage, loaded)
@@ -143,15 +145,15 @@ def _train(stage: Stage, folder: RunFolder, identity: str, observer: Observer) -
         load_weights(model, stage.previous.folder.adapter)
     cache = folder.work / "methods"
     cache.mkdir(parents=True, exist_ok=True)
-    examples, past = stage.examples, stage.past
-    context = Context(loaded, model, examples, past, stage.judged, config.seed, config.batch_tokens, cache, observer)
+    examples, past, seed, tokens = stage.examples, stage.past, config.seed, config.batch_tokens
+    context = Context(loaded, model, examples, past, stage.judged, seed, tokens, cache, observer, machine)
     started = time.monotonic()
     recipe = build_recipe(config.methods, context)
     built = time.monotonic() - started
-    training = Training(config, folder, loaded, model, examples, recipe, observer)
+    training = Training(config, folder, loaded, model, examples, recipe, observer, machine)
     position = training.run(lambda step: save_adapter(model, folder.adapter, stage.base.id), lambda position: None)
     started = time.monotonic()
-    found = training.finish_methods()
+    found = training.finish_methods(folder.adapter)
     finishing = time.monotonic() - started
     record: dict[str, object] = {
         "identity": identity,
