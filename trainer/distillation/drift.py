@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..batches import collate, group_by_length
 from ..data import Encoded
-from ..fisher.estimate import measuring
+from ..modes import evaluation_mode
 from ..objective import predict
 from .divergence import supervised_logits, token_kl
 
@@ -34,6 +34,6 @@ class Drift:
     @torch.no_grad()
     def _predict(self, model: Any) -> list[Tensor]:
         device = next(model.parameters()).device
-        with measuring(model):
+        with evaluation_mode(model):
             moved = [batch.to(device) for batch in self._batches]
             return [supervised_logits(predict(model, batch), batch) for batch in moved]

@@ -36,6 +36,7 @@ from ..data import Encoded
 from ..errors import ConfigInvalid, DataInvalid
 from ..lora import LoraLayer, lora_layers
 from ..methods.settings import Labels
+from ..modes import evaluation_mode
 from ..objective import predict
 from .importance import Importance, Kind
 from .sums import SUMS, Sums
@@ -66,7 +67,7 @@ class FisherEstimate:
         """`batch` holds `examples`, one a line. Raises `ConfigInvalid` for `exact` over too large a vocabulary."""
         started = time.perf_counter()
         batch = batch.to(self._layers[0].a.device)
-        with measuring(self._model), torch.enable_grad(), _recorded(self._layers) as record:
+        with evaluation_mode(self._model), torch.enable_grad(), _recorded(self._layers) as record:
             logits = predict(self._model, batch)
         padding = (batch.attention_mask == 0).unsqueeze(-1)
         inputs = [record[layer.name][0].detach().float().masked_fill(padding, 0.0) for layer in self._layers]
@@ -114,18 +115,6 @@ def estimate_fisher(
 def choose_rows(examples: Sequence[Encoded], count: int, seed: int) -> list[Encoded]:
     """At most `count` of the examples, drawn by a hash of each: the order they come in changes nothing."""
     return sorted(examples, key=lambda one: _digest(one, seed))[:count]
-
-
-@contextlib.contextmanager
-def measuring(model: Any) -> Iterator[None]:
-    """Every module in eval mode, and afterwards as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextlib.contextmanager
