@@ -10,7 +10,7 @@ from typing import Protocol
 
 from jinja2 import TemplateError
 
-from adapters.rows import Example, Message, last_user_text, read_examples, sha256_file
+from adapters.rows import Example, Message, last_user_text, read_examples, sha256_file, sha256_json
 
 from .errors import BaseUnusable, DataInvalid, LeakFound
 
@@ -73,6 +73,11 @@ class Dataset:
     @property
     def rows(self) -> list[str]:
         return [example.row for example in self.examples]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the examples, prompts and answers, in their order."""
+        return sha256_json([[example.row, example.answer] for example in self.examples])
 
     @property
     def longest_answer(self) -> int:

@@ -17,6 +17,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from .errors import ConfigInvalid, DataInvalid, FolderOccupied, LeakFound
@@ -106,6 +107,11 @@ class RunFolder:
         """Say that the run is done, then drop what only a running one needs."""
         write_json(self.out / "run.json", summary)
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+def read_versions() -> dict[str, str]:
+    """Of what computes the weights. They stand in run.json and in no identity: another version is not another run."""
+    return {name: version(name) for name in ("branchline", "torch", "transformers", "peft")}
 
 
 def write_text(path: Path, text: str) -> None:

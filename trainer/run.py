@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,7 +24,7 @@ from .comparison import Comparison
 from .config import TrainConfig
 from .evaluate import make_evaluator
 from .failures import told_clearly
-from .folder import RunFolder, write_text
+from .folder import RunFolder, read_versions, write_text
 from .machine import Machine, find_machine
 from .methods.build import build_recipe
 from .methods.recipe import Context
@@ -120,7 +119,7 @@ class Run:
             "tokens": position.tokens,
             "training_seconds": round(position.seconds, 2),
             "tokens_per_second": round(position.tokens / position.seconds),
-            "versions": {name: version(name) for name in ("branchline", "torch", "transformers", "peft")},
+            "versions": read_versions(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 

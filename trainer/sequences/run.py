@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,8 +44,10 @@ class SequenceRun:
         """Do what is left to do, seed by seed, arm by arm; `on_done` is called after each.
 
         An arm that diverges is noted and left; the others go on. Raises `Interrupted` where the observer asks to
-        stop; the same call later goes on from there.
+        stop; the same call later goes on from there. Rows of any arm that plan or files no longer lead to are removed
+        first, so that no report takes them for results.
         """
+        self._remove_stale_rows()
         self._score_base()
         on_done()
         for seed in seeds:
@@ -65,12 +67,30 @@ class SequenceRun:
             stage = self._plan(arm, seed, number, done)
             row = self.folder.row(arm.name, seed, number)
             done.append(stage)
-            known = {"stages": [one.identity for one in done], "scoring": self._scoring(number)}
-            found = read_record(row)
-            if found is not None and all(found.get(key) == value for key, value in known.items()):
+            known = self._known(done, number)
+            if _agrees(row, known):
                 continue
             record = train_stage(stage, f"{arm.name}, seed {seed}, stage {number}", self.observer)
             write_json(row, {**known, **self._score_stage(arm, done, number), "training": dict(record)})
+
+    def _remove_stale_rows(self) -> None:
+        for arm in self.config.arms:
+            for seed in self.config.seeds_of(arm):
+                done: list[Stage] = []
+                agrees = True
+                for number in self._stages(arm):
+                    row = self.folder.row(arm.name, seed, number)
+                    if agrees and row.is_file():
+                        done.append(self._plan(arm, seed, number, done))
+                        agrees = _agrees(row, self._known(done, number))
+                    else:
+                        agrees = False
+                    if not agrees:
+                        row.unlink(missing_ok=True)
+
+    def _known(self, done: Sequence[Stage], number: int) -> dict[str, object]:
+        """What a row of R was made of: it still counts where all of it is the same."""
+        return {"stages": [one.identity for one in done], "scoring": self._scoring(number)}
 
     def _stages(self, arm: ArmPlan) -> Sequence[int]:
         """Numbers of the arm's stages, from 1; joint training has only the last."""
@@ -167,7 +187,13 @@ class SequenceRun:
     def _judged(self) -> str:
         datasets = (*(task.judged for task in self.data.tasks), *self.data.guardrails)
         rows = [[one.name, one.file_digest, one.rows] for one in datasets]
-        return sha256_json([rows, [task.route for task in self.data.tasks]])
+        anchors = [task.anchors.digest for task in self.data.tasks]
+        return sha256_json([rows, anchors, [task.route for task in self.data.tasks]])
+
+
+def _agrees(row: Path, known: Mapping[str, object]) -> bool:
+    found = read_record(row)
+    return found is not None and all(found.get(key) == value for key, value in known.items())
 
 
 def oracle_adapter(mode: Mode, adapters: Adapters, task: int) -> Path | None:

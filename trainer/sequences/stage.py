@@ -19,7 +19,7 @@ from ..config import TrainConfig
 from ..data import Dataset, Encoded
 from ..errors import FolderOccupied
 from ..failures import told_clearly
-from ..folder import METHODS, RunFolder
+from ..folder import METHODS, RunFolder, read_versions
 from ..machine import find_machine
 from ..methods.build import build_recipe
 from ..methods.recipe import Context
@@ -80,7 +80,7 @@ class Stage:
         if self.prompt_tokens:
             parts["prompt_tokens"] = self.prompt_tokens
         if self.config.methods:
-            parts["earlier"] = [[task.train.file_digest, sha256_json(task.anchors.rows)] for task in self.earlier]
+            parts["earlier"] = [[task.name, task.train.file_digest, task.anchors.digest] for task in self.earlier]
             parts["judged"] = sha256_json(sorted(self.judged))
             parts["adapters"] = [weights_digest(folder) for folder in self.adapters]
         return sha256_json(parts)
@@ -169,6 +169,7 @@ def _train(stage: Stage, folder: RunFolder, identity: str, observer: Observer) -
         "method_seconds": {"before": round(built, 2), "after": round(finishing, 2)},
         "losses": [round(loss, 5) for loss in position.losses],
         "methods": found,
+        "versions": read_versions(),
     }
     folder.finish(record)
     return record
