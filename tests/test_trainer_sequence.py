@@ -14,6 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 from adapters.main import cli
+from adapters.rows import text_digest
 from tests.sequence_rows import ANSWERS, ARMS, make_plan, prepare, routes_of, run_all, texts, write_decisions
 from tests.trainer_base import write_rows
 from tests.trainer_runs import Watcher
@@ -108,6 +109,36 @@ def test_rows_sent_to_any_learned_task_reach_the_one_shared_adapter(finished: Se
     assert oracle == pytest.approx(fmean(shared))
     assert base["oracle"]["nll"][0] == pytest.approx(fmean(own))
     assert routed == pytest.approx(fmean([*own[:4], *shared[4:]]))
+
+
+def test_a_guardrail_is_reported_with_the_adapter_forced_on_and_routed(
+    plan: dict[str, object], finished: SequenceRun, tmp_path: Path
+) -> None:
+    """Of 8 rows 2 are sent to red and 6 to the base: routed, only those 2 can rise. One without decisions has none."""
+    asked = [f"repeat {number}" for number in range(8)]
+    shutil.copytree(finished.folder.stages, tmp_path / "out/stages")
+    files = [
+        write_rows(tmp_path / "known.jsonl", [(one, "1") for one in asked]),
+        write_rows(tmp_path / "unknown.jsonl", [("elsewhere", "1")]),
+    ]
+    decisions = write_decisions(tmp_path / "decisions.jsonl", 3)
+    sent = [{"row": text_digest(one), "route": "red" if at < 2 else None} for at, one in enumerate(asked)]
+    lines = [json.dumps({**one, "score": 0.5, "classifier": "stage 3"}) + "\n" for one in sent]
+    decisions.write_text(decisions.read_text() + "".join(lines), encoding="utf-8")
+    arms = [{"name": "isolated", "mode": "isolated", "seeds": [0]}]
+    named = {"arms": arms, "guardrails": [str(file) for file in files], "decisions": [str(decisions)]}
+    run = prepare({**plan, **named}, tmp_path / "out")
+    run_all(run, (0,))
+    last = row(run, "isolated", 3)
+    red, green = (tmp_path / "out/stages" / last["stages"][at][:20] / "adapter" for at in (0, 2))
+    rows = run.data.guardrails[0].examples
+    rises = {}
+    for name, adapter in (("red", red), ("green", green)):
+        pairs = zip(run.scores.score(adapter, rows, ""), run.scores.score(None, rows, ""), strict=True)
+        rises[name] = [after.nll - before.nll for after, before in pairs]
+    assert last["guardrail_rise"]["known"] == pytest.approx(fmean(rises["green"]))
+    assert last["guardrail_rise_routed"] == {"known": pytest.approx(sum(rises["red"][:2]) / 8), "unknown": None}
+    assert rises["red"][0] != 0
 
 
 def _last(run: SequenceRun, stage: int) -> Path:
@@ -212,6 +243,12 @@ def test_an_arm_may_tune_a_prompt_in_place_of_an_adapter(plan: dict[str, object]
     run_all(run, (0,))
     base: Any = read_record(run.folder.base)
     assert row(run, "prompt", 1)["oracle"]["nll"][0] < 0.8 * base["oracle"]["nll"][0]
+
+
+def test_a_method_on_the_update_is_refused_where_a_prompt_is_tuned(plan: dict[str, object]) -> None:
+    arm = {"name": "prompt", "mode": "isolated", "prompt_tokens": 4, "methods": ["kl", "ewc", "si"]}
+    with pytest.raises(ConfigInvalid, match="a tuned prompt has no ΔW for ewc, si"):
+        read_sequence({**plan, "arms": [arm]})
 
 
 def test_decisions_that_lack_judged_rows_are_refused(plan: dict[str, object], tmp_path: Path) -> None:

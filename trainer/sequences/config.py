@@ -19,6 +19,7 @@ _OURS = frozenset(
     | {"methods", "seed", "checkpoints", "metric", "max_new_tokens", "guardrail_bound"}
     | {"patience", "tracker", "dora"}
 )
+_ON_LORA = frozenset({"ewc", "online_ewc", "ewc_factors", "l2", "si", "mas", "orthogonal"})
 ENDLESS = 1_000_000.0  # epochs, where a number of tokens or steps ends a stage
 
 
@@ -58,6 +59,13 @@ class ArmPlan(_Part):
     prompt_tokens: int | None = Field(None, ge=1, description="Tune this many virtual tokens in place of LoRA.")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] | None = Field(None, description="[the sequence's]")
     exploratory: bool = Field(False, description="Say so in the report: few seeds, or tried beside the plan.")
+
+    @model_validator(mode="after")
+    def _prompt_has_no_update(self) -> ArmPlan:
+        named = [one.method for one in self.methods if one.method in _ON_LORA]
+        if self.prompt_tokens and named:
+            raise ValueError(f"prompt_tokens: a tuned prompt has no ΔW for {', '.join(named)}")
+        return self
 
 
 class SequenceConfig(_Part):

@@ -29,10 +29,12 @@ class SequenceData:
         datasets = (*(task.judged for task in self.tasks), *self.guardrails)
         return frozenset(row for dataset in datasets for row in dataset.rows)
 
-    def routes(self, stage: int, task: int) -> list[str | None]:
-        """Where each judged row of the task goes after stage `stage` (from 1): a route, or `None` for the base."""
-        decisions = self.decisions[stage - 1]
-        return [decisions.routes[row] for row in self.tasks[task].judged.rows]
+    def routes(self, stage: int, dataset: Dataset) -> list[str | None] | None:
+        """Where each row goes after stage `stage` (from 1): a route, or `None` for the base. `None` for all of them
+        where some have no decision: those of tasks always have one, those of guardrails may.
+        """
+        known = self.decisions[stage - 1].routes if self.decisions else {}
+        return [known[row] for row in dataset.rows] if all(row in known for row in dataset.rows) else None
 
 
 def read_data(config: SequenceConfig, settings: TrainConfig, loaded: LoadedBase) -> SequenceData:

@@ -133,6 +133,7 @@ def _stage(row: Mapping[str, Any]) -> dict[str, object]:
         "task": row["task"],
         "anchor_kl": row["anchor_kl"],
         "guardrail_rise": row["guardrail_rise"],
+        "guardrail_rise_routed": row.get("guardrail_rise_routed"),
         **{key: training[key] for key in kept},
     }
 

@@ -119,28 +119,38 @@ class SequenceRun:
         """A row of R, oracle-routed and routed, and how far the stage moved what came before it."""
         own = [stage.folder.adapter for stage in done]
         adapters = own if arm.mode in ("isolated", "warm") else own[-1:] * number
-        tasks = range(len(self.data.tasks))
-        oracle = [self._answers([oracle_adapter(arm.mode, adapters, task)] * self._items(task), task) for task in tasks]
-        routed = None
-        if self.data.decisions:
-            routed = summarise([self._answers(self._routed(adapters, number, task), task) for task in tasks])
+        judged = [task.judged for task in self.data.tasks]
+        oracle = [
+            self._answers([oracle_adapter(arm.mode, adapters, task)] * len(one.examples), one)
+            for task, one in enumerate(judged)
+        ]
+        routed = [self._routed(adapters, number, one) for one in judged]
+        guardrails = self.data.guardrails
         return {
             "task": None if arm.mode == "joint" else self.data.tasks[number - 1].name,
             "oracle": summarise(oracle),
-            "routed": routed,
+            "routed": summarise([one for one in routed if one is not None]) if self.data.decisions else None,
             "anchor_kl": self._anchor_kl(done) if arm.mode == "shared" else None,
-            "guardrail_rise": {one.name: self._rise(own[-1], one) for one in self.data.guardrails},
+            "guardrail_rise": {
+                one.name: self._rise(self._answers(own[-1:] * len(one.examples), one), one) for one in guardrails
+            },
+            "guardrail_rise_routed": {
+                one.name: self._rise(self._routed(adapters, number, one), one) for one in guardrails
+            },
         }
 
-    def _routed(self, adapters: Adapters, number: int, task: int) -> list[Path | None]:
+    def _routed(self, adapters: Adapters, number: int, dataset: Dataset) -> list[Forced] | None:
+        """Each row as what it is sent to answers it; `None` where there are no decisions for them."""
         names = [one.route for one in self.data.tasks]
-        return [routed_adapter(adapters, route, names) for route in self.data.routes(number, task)]
+        routes = self.data.routes(number, dataset)
+        if routes is None:
+            return None
+        return self._answers([routed_adapter(adapters, route, names) for route in routes], dataset)
 
-    def _answers(self, chosen: Sequence[Path | None], task: int) -> list[Forced]:
-        """Each judged row of the task as its chosen adapter answers it; the most chosen one and the base score the
-        whole file, which other stages need too.
+    def _answers(self, chosen: Sequence[Path | None], dataset: Dataset) -> list[Forced]:
+        """Each row as its chosen adapter answers it; the most chosen one and the base score the whole file, which
+        other stages need too.
         """
-        dataset = self.data.tasks[task].judged
         found: dict[int, Forced] = {}
         most = max(set(chosen), key=lambda one: (chosen.count(one), str(one)))
         for adapter in sorted(set(chosen), key=str):
@@ -161,22 +171,21 @@ class SequenceRun:
             for task in done[-1].earlier
         }
 
-    def _rise(self, adapter: Path, guardrail: Dataset) -> float:
-        """Mean rise of NLL over the base, the adapter forced on, nats per token."""
+    def _rise(self, now: Sequence[Forced] | None, guardrail: Dataset) -> float | None:
+        """Mean rise of NLL over the base, nats per token."""
+        if now is None:
+            return None
         base = self.scores.score(None, guardrail.examples, guardrail.name)
-        now = self.scores.score(adapter, guardrail.examples, guardrail.name)
         return fmean(after.nll - before.nll for after, before in zip(now, base, strict=True))
 
     def _score_base(self) -> None:
         known = {"scoring": self._scoring(0)}
         found = read_record(self.folder.base)
         if found is None or found.get("scoring") != known["scoring"]:
-            answers = [self._answers([None] * self._items(task), task) for task in range(len(self.data.tasks))]
+            judged = [task.judged for task in self.data.tasks]
+            answers = [self._answers([None] * len(one.examples), one) for one in judged]
             row = summarise(answers)
             write_json(self.folder.base, {**known, "oracle": row, "routed": row if self.data.decisions else None})
-
-    def _items(self, task: int) -> int:
-        return len(self.data.tasks[task].judged.examples)
 
     def _scoring(self, number: int) -> str:
         """Digest of what a row of R depends on beside the adapters."""
