@@ -13,6 +13,7 @@ from trainer.batches import ShuffledBatches
 from trainer.distillation.drift import Drift
 from trainer.errors import ConfigInvalid
 from trainer.loop import train
+from trainer.lora import lora_layers, snapshot
 from trainer.methods.quadratic import QuadraticPenalty, laplace_weight
 from trainer.methods.recipe import Context, Recipe
 from trainer.objective import Objective
@@ -52,10 +53,23 @@ def test_a_growing_weight_takes_the_run_back_to_its_reference(workshop: Workshop
         context = fresh(workshop, tmp_path)
         [penalty] = EVERY[name](weight)(context).penalties
         assert isinstance(penalty, QuadraticPenalty)
+        from_start = QuadraticPenalty("by hand", penalty.importance, snapshot(context.model), 1.0)
         train_to_rest(context, penalty)
-        omegas.append(penalty.measure(context.model))
+        omegas.append(from_start.measure(context.model))
     assert omegas == sorted(omegas, reverse=True)
     assert omegas[-1] < 1e-3 * omegas[0]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_at_its_start_a_penalty_is_0(workshop: Workshop, tmp_path: Path, name: str) -> None:
+    """1e-6 of what it would charge for the whole of ΔW, for what float32 leaves of sB·A − sB·A."""
+    context = fresh(workshop, tmp_path)
+    [penalty] = EVERY[name](1.0)(context).penalties
+    assert isinstance(penalty, QuadraticPenalty)
+    at_start = penalty.measure(context.model)
+    for layer in lora_layers(context.model):
+        layer.b.data.zero_()
+    assert at_start < 1e-6 * penalty.measure(context.model)
 
 
 def train_to_rest(context: Context, penalty: QuadraticPenalty) -> None:

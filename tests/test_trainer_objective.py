@@ -62,6 +62,13 @@ def test_loss_and_gradient_do_not_depend_on_padding(model: Any, side: str, extra
     assert_close(found, expected)
 
 
+def test_positions_are_counted_from_each_rows_first_token_for_bases_that_know_absolute_ones() -> None:
+    """Rotary positions are relative and would forgive a shift; learned ones would not."""
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    batch = Batch(torch.ones_like(mask), mask, torch.ones_like(mask))
+    assert batch.position_ids.tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]]
+
+
 @pytest.mark.parametrize("cut", [[6], [1, 5], [3, 3], [1, 1, 1, 1, 1, 1]])
 def test_loss_and_gradient_do_not_depend_on_batch_size_and_accumulation(model: Any, cut: list[int]) -> None:
     loaded, lora = model
