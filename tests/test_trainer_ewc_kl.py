@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.trainer_methods import Workshop, make_workshop, train_steps
 from trainer.batches import Batch, collate
-from trainer.distillation.divergence import supervised_logits
-from trainer.distillation.drift import Drift
+from trainer.distillation.divergence import supervised_logits, token_kl
+from trainer.distillation.teacher import frozen
 from trainer.fisher.estimate import estimate_fisher
 from trainer.fisher.importance import Kind
 from trainer.lora import Factors, lora_layers, snapshot
@@ -93,16 +93,15 @@ class _Predict(torch.nn.Module):
 
 
 def measured_kl(model: Any, rows: Any, pad_token: int, moves: dict[str, Factors], size: float) -> float:
-    drift = Drift(model, rows, pad_token, 4096)
-    layers = {layer.name: layer.module.base_layer.weight for layer in lora_layers(model)}
-    before = {name: weight.detach().clone() for name, weight in layers.items()}
-    with torch.no_grad():
-        for name, weight in layers.items():
-            weight.add_(size * moves[name].dense)
-        kl = drift.measure(model)
-        for name, weight in layers.items():
-            weight.copy_(before[name])
-    return kl
+    batch = collate(rows, pad_token)
+
+    def said(size: float) -> Tensor:
+        weights = {f"model.{name}": one for name, one in shifted(model, moves, size).items()}
+        found: Tensor = functional_call(_Predict(model), weights, batch)
+        return found
+
+    with frozen(model):
+        return float(token_kl(said(0.0), said(size)).mean())
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own forward mode calls it

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
 
 from ..batches import IGNORED, Batch, collate, group_by_length
 from ..data import Encoded
+from ..distillation.divergence import supervised_logits, token_kl
 from ..evaluate import Evaluator
 from ..model import LoadedBase
 from ..objective import predict, token_nll
@@ -82,12 +82,10 @@ def mean_kl(
         batch = collate([items[index] for index in indices], pad_token).to(model.device)
         with torch.no_grad():
             with reference():
-                before = log_softmax(predict(model, batch), dim=-1)
-            after = log_softmax(predict(model, batch), dim=-1)
-        divergence = (before.exp() * (before - after)).sum(dim=-1)
-        supervised = batch.labels[:, -divergence.shape[1] :] != IGNORED
-        total += float(divergence[supervised].sum(dtype=torch.float64))
-        count += int(supervised.sum())
+                before = supervised_logits(predict(model, batch), batch)
+            divergence = token_kl(before, supervised_logits(predict(model, batch), batch))
+        total += float(divergence.sum(dtype=torch.float64))
+        count += len(divergence)
     return total / count
 
 
