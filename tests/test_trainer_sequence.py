@@ -266,6 +266,13 @@ def test_a_row_that_judges_one_task_may_not_stand_in_the_data_of_another(
         prepare({**plan, "tasks": tasks}, tmp_path / "out")
 
 
+def test_a_judged_row_may_not_be_an_anchor_either(plan: dict[str, object], tmp_path: Path) -> None:
+    tasks: Any = json.loads(json.dumps(plan["tasks"]))
+    tasks[1]["dev"] = str(write_rows(tmp_path / "leak.jsonl", [("red 2003?", "no"), ("blue 1000?", "no")]))
+    with pytest.raises(LeakFound, match="red eval also stand in blue dev"):
+        prepare({**plan, "tasks": tasks}, tmp_path / "out")
+
+
 def test_on_the_dev_split_half_is_scored_and_the_other_half_are_anchors(
     plan: dict[str, object], tmp_path: Path
 ) -> None:

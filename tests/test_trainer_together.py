@@ -12,12 +12,12 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from tests.trainer_base import Files, encoded, make_files, varied_rows, write_rows
+from tests.trainer_base import Files, colour_rows, encoded, make_files, varied_rows, write_rows
 from tests.trainer_methods import Workshop, make_workshop, train_steps, weights
 from tests.trainer_runs import execute
 from trainer.config import TrainConfig, read_config
 from trainer.distillation.drift import Drift
-from trainer.errors import ConfigInvalid
+from trainer.errors import ConfigInvalid, LeakFound
 from trainer.fisher.folder import load_importance
 from trainer.fisher.importance import Diagonal, Importance
 from trainer.machine import find_machine
@@ -53,6 +53,15 @@ def test_a_method_that_stands_there_twice_is_refused(files: Files, tmp_path: Pat
 def test_rows_and_the_bases_own_answers_are_two_methods(files: Files, tmp_path: Path) -> None:
     values = {**files.values, "out": tmp_path, "methods": ["replay", "replay:selection=self"]}
     assert len(read_config(TrainConfig, values).methods) == 2
+
+
+@pytest.mark.parametrize("key", ["past", "anchors"])
+@pytest.mark.parametrize("name", ["ewc", "mas", "distill", "kl"])
+def test_no_method_gets_to_see_a_judged_row(files: Files, tmp_path: Path, key: str, name: str) -> None:
+    """Refused where earlier rows are read, whatever method is there to read them: one row of the evaluation."""
+    leak = write_rows(tmp_path / "leak.jsonl", [*varied_rows(4), *colour_rows(1, start=1000)])
+    with pytest.raises(LeakFound, match=f"1 of .* also stand in {key} leak"):
+        execute({**files.values, key: [leak], "methods": [name]}, tmp_path / "out")
 
 
 @pytest.mark.parametrize("masking_last", [True, False])
