@@ -236,6 +236,17 @@ def test_an_arm_that_diverges_is_noted_and_the_others_go_on(
     assert found["arms"]["base"]["finished"] == 2
 
 
+def test_an_arm_whose_mask_leaves_no_token_is_noted_and_the_others_go_on(
+    plan: dict[str, object], tmp_path: Path
+) -> None:
+    strict = {"name": "strict", "mode": "shared", "methods": ["masking:threshold=1.000001"]}
+    run = prepare({**plan, "arms": [strict, {"name": "base", "mode": "base"}]}, tmp_path)
+    run_all(run, (0,))
+    found: Any = summarise_sequence(run.config, run.folder)
+    assert "every token's perplexity" in found["arms"]["strict"]["seeds"]["0"]["failed"]
+    assert found["arms"]["base"]["finished"] == 2
+
+
 def test_an_arm_may_tune_a_prompt_in_place_of_an_adapter(plan: dict[str, object], tmp_path: Path) -> None:
     tasks: Any = plan["tasks"]
     arm = {"name": "prompt", "mode": "shared", "prompt_tokens": 4, "settings": {"lr": 0.1}}

@@ -15,7 +15,7 @@ from adapters.rows import sha256_json
 
 from ..config import TrainConfig
 from ..data import Dataset
-from ..errors import Diverged
+from ..errors import DataInvalid, Diverged
 from ..folder import write_json
 from ..model import load_base
 from ..observer import Observer
@@ -43,9 +43,9 @@ class SequenceRun:
     def run(self, arms: Sequence[ArmPlan], seeds: Sequence[int], on_done: Callable[[], None]) -> None:
         """Do what is left to do, seed by seed, arm by arm; `on_done` is called after each.
 
-        An arm that diverges is noted and left; the others go on. Raises `Interrupted` where the observer asks to
-        stop; the same call later goes on from there. Rows of any arm that plan or files no longer lead to are removed
-        first, so that no report takes them for results.
+        An arm that diverges, or whose method finds nothing to learn from, is noted and left; the others go on. Raises
+        `Interrupted` where the observer asks to stop; the same call later goes on from there. Rows of any arm that
+        plan or files no longer lead to are removed first, so that no report takes them for results.
         """
         self._remove_stale_rows()
         self._score_base()
@@ -54,7 +54,7 @@ class SequenceRun:
             for arm in (one for one in arms if seed in self.config.seeds_of(one)):
                 try:
                     self._run_arm(arm, seed)
-                except Diverged as error:
+                except (Diverged, DataInvalid) as error:
                     self.observer.say(f"{arm.name}, seed {seed}: {error}")
                     write_json(self.folder.failure(arm.name, seed), {"error": str(error)})
                 on_done()
