@@ -76,17 +76,21 @@ class SequenceRun:
     def _remove_stale_rows(self) -> None:
         for arm in self.config.arms:
             for seed in self.config.seeds_of(arm):
-                done: list[Stage] = []
-                agrees = True
-                for number in self._stages(arm):
-                    row = self.folder.row(arm.name, seed, number)
-                    if agrees and row.is_file():
-                        done.append(self._plan(arm, seed, number, done))
-                        agrees = _agrees(row, self._known(done, number))
-                    else:
-                        agrees = False
-                    if not agrees:
-                        row.unlink(missing_ok=True)
+                self._remove_stale(arm, seed)
+
+    def _remove_stale(self, arm: ArmPlan, seed: int) -> None:
+        """From the first row on that is missing or disagrees, none counts."""
+        done: list[Stage] = []
+        agrees = True
+        for number in self._stages(arm):
+            row = self.folder.row(arm.name, seed, number)
+            if agrees and row.is_file():
+                done.append(self._plan(arm, seed, number, done))
+                agrees = _agrees(row, self._known(done, number))
+            else:
+                agrees = False
+            if not agrees:
+                row.unlink(missing_ok=True)
 
     def _known(self, done: Sequence[Stage], number: int) -> dict[str, object]:
         """What a row of R was made of: it still counts where all of it is the same."""
