@@ -239,7 +239,9 @@ def test_another_version_or_an_evidence_file_may_be_the_reference(stage: Stage, 
 def test_rows_without_evidence_and_metrics_that_text_does_not_show_are_refused(stage: Stage, tmp_path: Path) -> None:
     stage.route("unknown", [RIGHT], metric="perplexity")
     other = write_rows(tmp_path / "other.jsonl", ITEMS)
-    with pytest.raises(NothingToCompare, match=r"rows was scored by perplexity.*no evidence on other.*first"):
+    with pytest.raises(
+        NothingToCompare, match=r"rows was scored by perplexity.*no evidence on these very rows of other.*first"
+    ):
         stage.watch("unknown", "--guardrail", str(other))
 
 
@@ -264,6 +266,9 @@ def test_ctrl_c_ends_a_schedule_at_once_and_what_was_seen_is_kept(stage: Stage) 
     )
     assert process.stdout is not None
     assert json.loads(process.stdout.readline())["look"] == 1
+    waiting = json.loads(process.stdout.readline())
+    assert (waiting["event"], waiting["version"]) == ("waiting", "scheduled@1")
+    assert 0 < waiting["seconds"] <= 3600
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said.strip()) == (130, "interrupted")

@@ -94,6 +94,14 @@ def test_the_page_shows_measures_intervals_failures_and_every_arm(page: str) -> 
     assert page.count("<svg") == 4 + 4 * 3
 
 
+def test_every_measure_says_what_it_means_and_which_way_is_better(page: str) -> None:
+    headers = re.findall(r'<th title="([^"]+)"[^>]*>([^<]+) ([↑↓])</th>', page)
+    names = ["ACC", "learned", "BWT", "forgetting", "FWT", "retention", "routed ACC", "regret"]
+    assert [name for _, name, _ in headers] == 2 * names
+    assert [way for *_, way in headers] == [*"↑↑↑↓↑↑↑↓", *"↓↓↑↓↑↑↓↓"], "exact match, then NLL, of which less is better"
+    assert all(f"<dt>{name}</dt>" in page for name in names)
+
+
 def test_measures_of_one_seed_have_no_interval_and_unfinished_arms_none(found: dict[str, object]) -> None:
     _, rows = report_table(found)
     shown = {str(one[0]): one for one in rows}

@@ -76,7 +76,7 @@ def target_scores(target: Evaluation) -> str:
         axes = figure.subplots()
         for height, (_, colour, scores) in enumerate(reversed(rows)):
             _whisker(axes, height, Interval.of(scores), colour, "{:.1%}", inside=(0.0, 1.0))
-        axes.set(xlim=(-0.02, 1.05), xlabel=score_name(target.metric))
+        axes.set(xlim=(-0.02, 1.05), xlabel=f"{score_name(target.metric)} (right is better)")
         axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xticks([tenth / 10 for tenth in range(0, 11, 2)], [f"{10 * tenth} %" for tenth in range(0, 11, 2)])
@@ -97,13 +97,14 @@ def guardrail_rises(guardrails: Sequence[Evaluation], bound: float) -> str:
         axes.set_yticks(range(len(rows)), [f"{one.name}, {arm}" for one, arm in reversed(rows)])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.margins(x=0.12)
-        axes.set_xlabel(f"rise of NLL over the base, nats per token (dashed: the bound, {bound:g})")
+        axes.set_xlabel(f"rise of NLL over the base, nats per token (left is better; dashed: the bound, {bound:g})")
         return svg(figure)
 
 
 def score_name(metric: Metric) -> str:
     """What a person reads for a metric: of every score shown more is better."""
-    return "1 / perplexity" if metric == "perplexity" else metric.replace("_", " ")
+    special = {"perplexity": "1 / perplexity", "token_f1": "token F1", "json_equal": "equal JSON"}
+    return special.get(metric, metric.replace("_", " "))
 
 
 def _whisker(

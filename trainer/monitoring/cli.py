@@ -132,7 +132,8 @@ def print_event(event: Mapping[str, Any], *, as_json: bool) -> None:
         click.echo(json.dumps(event, ensure_ascii=False))
         return
     if event["event"] != "look":
-        details = (f"{key} {value}" for key, value in event.items() if key != "event")
+        said = {key: value for key, value in event.items() if key != "event"}
+        details = (str(value) if key == "in_force" else f"{key} {value}" for key, value in said.items())
         note(f"{str(event['event']).replace('_', ' ')}: {', '.join(details)}")
         return
     severity = event["severity"] or "fine"

@@ -67,7 +67,7 @@ def take_reference(sets: Sequence[Questions], evidence: Sequence[Evidence], whos
     for questions in sets:
         found = _evaluation(questions, evidence)
         if found is None:
-            problems.append(f"{whose} has no evidence on {questions.name}")
+            problems.append(f"{whose} has no evidence on these very rows of {questions.name}")
         elif not scores_text(found.metric):
             problems.append(f"{questions.name} was scored by {found.metric}, which a gateway's text does not show")
         else:

@@ -59,6 +59,7 @@ class Monitor:
         Raises `Degraded` where a look is critical (after the rollback, where one is wanted), and `NothingToCompare`.
         """
         tried: dict[str, float] = {}
+        told: str | None = None  # whose next look was announced
         while True:
             version = self._live()
             if version is None:
@@ -70,9 +71,12 @@ class Monitor:
                 return
             wait = self._wait(watch, tried.get(version.engine_name), every)
             if wait and watch.critical is None:
+                if told != version.engine_name:
+                    self.emit({"event": "waiting", "version": str(version.ref), "seconds": round(wait)})
+                told = version.engine_name
                 time.sleep(min(wait, POLL_SECONDS))
                 continue
-            tried[version.engine_name] = time.time()
+            tried[version.engine_name], told = time.time(), None
             look = watch.critical or self.look(version, watch, every)
             if look is not None and look.severity == "critical":
                 self._end(version, look)

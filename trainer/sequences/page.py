@@ -13,13 +13,22 @@ from .forgetting import Matrix
 from .plots import Mark, Spread, frontier, heat_map, loss_line, omega_and_divergence, progress
 
 _COLUMNS = (
-    ("average", "ACC"),
-    ("learned", "learned"),
-    ("backward_transfer", "BWT"),
-    ("forgetting", "forgetting"),
-    ("forward_transfer", "FWT"),
-    ("retention", "retention"),
+    ("average", "ACC", "mean over all tasks after the last stage"),
+    ("learned", "learned", "mean over the tasks, each right after its own stage"),
+    ("backward_transfer", "BWT", "what later stages did to earlier tasks: last stage − own stage, mean"),
+    ("forgetting", "forgetting", "best score before the last stage − last stage, mean over earlier tasks"),
+    (
+        "forward_transfer",
+        "FWT",
+        "what earlier stages did for a task not yet learned: just before its stage − base, mean",
+    ),
+    ("retention", "retention", "share of the earlier tasks' scores, each after its own stage, that is left at the end"),
 )
+_ROUTING = (
+    ("routed ACC", "ACC where the classifier's decisions choose the adapter, the base included"),
+    ("regret", "ACC with the right adapter − routed ACC: what routing costs"),
+)
+_FEWER_IS_BETTER = ("forgetting", "regret")
 
 
 def render_sequence(title: str, found: Mapping[str, Any]) -> str:
@@ -32,7 +41,9 @@ def render_sequence(title: str, found: Mapping[str, Any]) -> str:
         title=title,
         found=found,
         done=done,
-        columns=_COLUMNS,
+        columns=[(label, meaning) for _, label, meaning in _COLUMNS],
+        routing=_ROUTING,
+        fewer=_FEWER_IS_BETTER,
         tables=[table(found, score) for score in ("exact", "nll")],
         frontiers=_frontiers(done),
         progress=_progress(done, len(found["tasks"])),
@@ -54,7 +65,7 @@ def table(found: Mapping[str, Any], score: str) -> dict[str, Any]:
     rows = []
     for name, arm in found["arms"].items():
         summary = arm["summary"]
-        measures = [summary["oracle"][score].get(key) for key, _ in _COLUMNS]
+        measures = [summary["oracle"][score].get(key) for key, *_ in _COLUMNS]
         routed = [summary["routed"][score].get("average"), summary["regret"].get(score)]
         rows.append({"name": name, "arm": arm, "measures": measures, "routed": routed})
     return {"score": score, "rows": rows}
@@ -109,12 +120,14 @@ def _frontiers(done: Mapping[str, Any]) -> list[str]:
             if key == "average" and done[name]["mode"] in ("base", "joint")
         }
         if marks:
-            pictures.append(frontier(marks, "learned: mean of R[j][j]", label, lines))
+            pictures.append(frontier(marks, "learned: each task right after its stage", label, lines))
     return pictures
 
 
 def _progress(done: Mapping[str, Any], tasks: int) -> str | None:
     curves: dict[str, Sequence[float]] = {}
+    if tasks == 1:
+        return None  # no way to show: one point an arm
     for name, arm in done.items():
         rows = mean_matrix(arm, "exact")[1:]
         if arm["mode"] != "base" and all(row is not None for row in rows):

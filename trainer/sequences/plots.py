@@ -88,7 +88,7 @@ def frontier(marks: Sequence[Mark], across: str, up: str, lines: Mapping[str, fl
     colours = family_colours(marks)
     with rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.3))
-        axes = figure.add_axes((0.115, 0.13, 0.6, 0.83))
+        axes = figure.add_axes((0.14, 0.13, 0.575, 0.83))
         for family in colours:
             mine = sorted((mark for mark in marks if mark.family == family), key=lambda mark: mark.across.mean)
             colour, shape = colours[family]
@@ -126,12 +126,14 @@ def progress(curves: Mapping[str, Sequence[float]], families: Mapping[str, str],
     colours = family_colours(marks)
     with rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.3))
-        axes = figure.add_axes((0.115, 0.13, 0.6, 0.83))
+        axes = figure.add_axes((0.14, 0.13, 0.575, 0.83))
         for name, values in curves.items():
             colour, shape = colours[families[name]]
             axes.plot(range(1, len(values) + 1), values, marker=shape, ms=5, color=colour, lw=1.4)
         stages = max(len(values) for values in curves.values())
-        axes.set(xlim=(0.85, stages + 0.15), ylim=(-0.02, 1.04), xlabel="stage", ylabel=label)
+        axes.set(
+            xlim=(0.85, stages + 0.15), ylim=(-0.02, 1.04), xlabel="stage (one task learned in each)", ylabel=label
+        )
         axes.set_xticks(range(1, stages + 1))
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         axes.grid(color=FAINT, lw=0.6)
@@ -165,7 +167,7 @@ def omega_and_divergence(points: Sequence[tuple[str, str, float, float]]) -> str
     colours = family_colours(marks)
     with rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.3))
-        axes = figure.add_axes((0.115, 0.13, 0.6, 0.83))
+        axes = figure.add_axes((0.14, 0.13, 0.575, 0.83))
         values = [value for _, _, omega, kl in points for value in (omega, kl)]
         ends = [min(values) / 2, max(values) * 2]
         axes.plot(ends, ends, color=BASE, lw=1, ls="--")
@@ -193,8 +195,8 @@ def _frame(axes: Axes, marks: Sequence[Mark], lines: Mapping[str, float]) -> Non
     wide = [mark.across.mean for mark in marks]
     tall = [*(mark.up.mean for mark in marks), *lines.values()]
     for values, place in ((wide, axes.set_xlim), (tall, axes.set_ylim)):
-        margin = 0.08 * (max(values) - min(values)) + 0.02
-        place(min(values) - margin, max(values) + margin)
+        margin = max(0.06, 0.08 * (max(values) - min(values)) + 0.02)
+        place(max(-0.03, min(values) - margin), max(values) + margin)
 
 
 def _label_on_the_right(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
