@@ -496,10 +496,12 @@ def test_a_locked_registry_is_refused_after_waiting_and_readers_go_on(
 
 
 def test_a_registry_that_may_only_be_read_is_refused_on_writing(
-    shipped: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+    shipped: Run, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     read_only = f"sqlite:///file:{home / 'registry.db'}?mode=ro&uri=true"
+    monkeypatch.chdir(tmp_path)
     shipped("route", "disable", "sql", "--registry", read_only).refused("readonly database")
+    assert not (tmp_path / "file:").exists()
 
 
 # -- real processes -------------------------------------------------------------------------------------------------
