@@ -133,7 +133,7 @@ def connect(url: str) -> Engine:
 
 
 def _sqlite(url: str, database: str | None) -> Engine:
-    if database and not database.startswith((":memory:", "file:")):  # SQLite reads a "file:" as a URI, not a path
+    if database and database != ":memory:" and not database.startswith("file:"):  # that is a URI, not a path
         make_folder(Path(database).parent)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
     event.listen(engine, "connect", _sqlite_connected)

@@ -8,33 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from adapters.main import main
 from adapters.rows import sha256_file
 from tests.trainer_base import Files, colour_rows, make_files, write_rows
+from tests.trainer_command import Branchline, make_branchline
 
 PROGRAM = "from adapters.main import main; main()"
 WITHOUT_TORCH = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {PROGRAM}"
 SHORT = ("--lr", "0.02", "--rank", "4", "--alpha", "8", "--checkpoints", "1", "--max-steps", "3", "--epochs", "100")
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """How a command ended and what it printed."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-class Branchline(Protocol):
-    def __call__(self, *words: str, code: int = 0) -> Finished: ...
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +30,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 @pytest.fixture
 def branchline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Branchline:
-    """The command line in this process, with a home of its own: importing torch again would take seconds."""
-    monkeypatch.setenv("BRANCHLINE_HOME", str(tmp_path / "home"))
-
-    def run(*words: str, code: int = 0) -> Finished:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["branchline", *words])
-        ended = 0
-        try:
-            main()
-        except SystemExit as leaving:
-            ended = int(leaving.code or 0)
-        printed = capsys.readouterr()
-        assert ended == code, printed.err
-        return Finished(ended, printed.out, printed.err)
-
-    return run
+    return make_branchline(tmp_path / "home", monkeypatch, capsys)
 
 
 def test_train_publishes_and_a_second_time_says_at_once_that_it_is_done(

@@ -150,7 +150,7 @@ def test_a_start_that_does_not_fit_is_told_with_every_reason_and_what_to_set(
     assert "this run q_proj: set targets to those of the start" in layers
     assert "has shape (4, 48), this run needs (8, 48): set rank to 4" in shape
     assert "its scale is 4, this run's 1: set alpha to 8 and rslora to True" in scale
-    assert not (tmp_path / "out/work/run.json").exists(), "what cannot begin claims no folder"
+    assert not (RunFolder(tmp_path / "out").work / "run.json").exists(), "what cannot begin claims no folder"
 
 
 @pytest.mark.parametrize(

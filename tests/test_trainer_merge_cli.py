@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +14,10 @@ from safetensors.torch import load_file
 
 from adapters.base import find_base
 from adapters.home import Home
-from adapters.main import main
 from adapters.manifests import weights_digest
 from tests.adapter_folders import evaluation
 from tests.trainer_base import SHAPE, Files, colour_rows, make_files, write_rows
+from tests.trainer_command import Branchline, make_branchline
 from trainer.config import TrainConfig
 from trainer.data import halves, read_evaluation
 from trainer.errors import Interrupted
@@ -30,19 +28,6 @@ from trainer.merging.run import run_merge
 from trainer.merging.sweep import SCALES, ScalePoint, Sweep, read_selecting
 from trainer.model import WEIGHTS_FILE, add_lora, load_base, save_adapter
 from trainer.task import read_task
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """How a command ended and what it printed."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-class Branchline(Protocol):
-    def __call__(self, *words: str, code: int = 0) -> Finished: ...
 
 
 @pytest.fixture(scope="module")
@@ -60,22 +45,7 @@ def folders(files: Files, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture
 def branchline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Branchline:
-    """The command line in this process, with a home of its own."""
-    monkeypatch.setenv("BRANCHLINE_HOME", str(tmp_path / "home"))
-
-    def run(*words: str, code: int = 0) -> Finished:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["branchline", *words])
-        ended = 0
-        try:
-            main()
-        except SystemExit as leaving:
-            ended = int(leaving.code or 0)
-        printed = capsys.readouterr()
-        assert ended == code, printed.err
-        return Finished(ended, printed.out, printed.err)
-
-    return run
+    return make_branchline(tmp_path / "home", monkeypatch, capsys)
 
 
 def make_adapter(base: Path, folder: Path, seed: int, effect: float = 0.1) -> Path:

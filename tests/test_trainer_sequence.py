@@ -19,8 +19,8 @@ from tests.sequence_rows import ANSWERS, ARMS, make_plan, prepare, routes_of, ru
 from tests.trainer_base import write_rows
 from tests.trainer_runs import Watcher
 from trainer.errors import ConfigInvalid, DecisionsInvalid, Interrupted, LeakFound
+from trainer.folder import read_json
 from trainer.sequences.config import SequenceConfig, read_sequence
-from trainer.sequences.folder import read_record
 from trainer.sequences.report import summarise_sequence
 from trainer.sequences.run import SequenceRun, oracle_adapter, routed_adapter
 from trainer.sequences.stage import acting_methods
@@ -40,7 +40,7 @@ def finished(plan: dict[str, object], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def row(run: SequenceRun, arm: str, stage: int, seed: int = 0) -> Any:
-    found = read_record(run.folder.row(arm, seed, stage))
+    found = read_json(run.folder.row(arm, seed, stage))
     assert found is not None
     return found
 
@@ -57,7 +57,7 @@ def test_isolated_adapters_keep_what_one_shared_adapter_forgets_and_replay_keeps
 
 
 def test_joint_training_has_one_row_with_every_task_and_the_tokens_of_all(finished: SequenceRun) -> None:
-    assert read_record(finished.folder.row("joint", 0, 2)) is None
+    assert read_json(finished.folder.row("joint", 0, 2)) is None
     joint = row(finished, "joint", 3)
     assert fmean(joint["oracle"]["exact"]) > 0.8
     alone = row(finished, "sequential", 1)["training"]["tokens"]
@@ -103,7 +103,7 @@ def test_each_row_of_the_routed_column_is_answered_by_the_adapter_it_was_sent_to
 
 def test_rows_sent_to_any_learned_task_reach_the_one_shared_adapter(finished: SequenceRun) -> None:
     oracle, routed = (row(finished, "sequential", 2)[way]["nll"][0] for way in ("oracle", "routed"))
-    base: Any = read_record(finished.folder.base)
+    base: Any = read_json(finished.folder.base)
     shared = [one.nll for one in finished.scores.score(_last(finished, 2), finished.data.tasks[0].judged.examples, "")]
     own = [one.nll for one in finished.scores.score(None, finished.data.tasks[0].judged.examples, "")]
     assert oracle == pytest.approx(fmean(shared))
@@ -252,7 +252,7 @@ def test_an_arm_may_tune_a_prompt_in_place_of_an_adapter(plan: dict[str, object]
     arm = {"name": "prompt", "mode": "shared", "prompt_tokens": 4, "settings": {"lr": 0.1}}
     run = prepare({**plan, "tasks": tasks[:1], "arms": [arm], "decisions": []}, tmp_path)
     run_all(run, (0,))
-    base: Any = read_record(run.folder.base)
+    base: Any = read_json(run.folder.base)
     assert row(run, "prompt", 1)["oracle"]["nll"][0] < 0.8 * base["oracle"]["nll"][0]
 
 

@@ -16,6 +16,7 @@ import torch
 from tests.trainer_base import Files
 from tests.trainer_runs import Watcher, execute
 from trainer.errors import DiskFull, TrainerError
+from trainer.folder import RunFolder
 from trainer.machine import find_machine
 
 
@@ -36,7 +37,7 @@ def main(root: Path) -> None:
     execute(values | methods_of(root), root / "two-methods")
     # Only the second process is asked to stop.
     meet("stop", lambda: execute(values, root / "resumed", Watcher(patience=3 if rank else None)))
-    met["stopped at"] = ", ".join(one.name for one in (root / "resumed/work/states").glob("step-*"))
+    met["stopped at"] = ", ".join(one.name for one in RunFolder(root / "resumed").states.glob("step-*"))
     machine = find_machine()
     machine.on_main(lambda: None)  # nobody goes on before everybody has looked
     execute(values, root / "resumed")

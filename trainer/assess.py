@@ -14,7 +14,7 @@ from adapters.evidence import Evidence
 from .choices import require_choices
 from .comparison import Compared, Comparison
 from .config import AssessConfig
-from .data import Dataset, halves, read_evaluation
+from .data import Dataset, halves
 from .evaluate import make_evaluator
 from .folder import write_text
 from .harness import Suites, compare_suites
@@ -23,7 +23,7 @@ from .observer import Observer, watch_scoring
 from .page import render_page
 from .probe import take_probe
 from .report import Findings, make_evidence, summarise
-from .task import Judges, find_max_length, require_decisions
+from .task import Judges, find_max_length, read_judging, require_decisions
 
 
 def assess(
@@ -66,7 +66,7 @@ def read_judges(config: AssessConfig, loaded: LoadedBase) -> Judges:
     max_length = find_max_length(config.max_length, loaded)
 
     def read(path: Path, name: str) -> Dataset:
-        dataset = read_evaluation(path, name, loaded.tokenizer, loaded.end_tokens, max_length)
+        dataset = read_judging(path, name, loaded, max_length)
         return dataset if config.part == "all" else halves(dataset)[1]
 
     return Judges(read(config.eval, "eval"), tuple(read(one, one.stem) for one in config.guardrails))

@@ -17,8 +17,10 @@ from adapters.errors import InvalidName
 from adapters.evidence import parse_evidence
 from adapters.home import Home, home_options
 from adapters.output import json_option, note, print_json, print_table
-from adapters.publish import Provenance, publish_folder
+from adapters.publish import Provenance, Published, publish_folder
 from adapters.rows import sha256_file
+from adapters.store import Store
+from adapters.types import AdapterVersion
 
 from .config import AssessConfig, TrainConfig, read_config, read_yaml
 from .errors import ConfigInvalid, Interrupted
@@ -164,6 +166,11 @@ def publish_run(home: Home, config: TrainConfig, base: Base, folder: RunFolder, 
             data_digests={name: sha256_file(file) for name, file in config.files.items()},
         ),
     )
+    return say_published(published)
+
+
+def say_published(published: Published) -> Record:
+    """Tell people which version it is, and return what the record says of it."""
     note(f"{'published' if published.created else 'exists already as'} {published.version.ref}")
     return {"version": str(published.version.ref), "engine_name": published.version.engine_name}
 
@@ -173,11 +180,16 @@ def adapter_folder(home: Home, text: str) -> tuple[Path, str]:
     folder = Path(text)
     if folder.is_dir():
         return folder, folder.resolve().name
+    store, version = find_published(home, text)
+    return store.folder(version.route, version.digest), version.route
+
+
+def find_published(home: Home, text: str) -> tuple[Store, AdapterVersion]:
+    """The version ROUTE@N where no folder is called so; raises `InvalidName` for what is neither, `NotFound`."""
     if "@" not in text:
         raise InvalidName(f"no folder {text!r}", hint="name an adapter folder, or a published version as ROUTE@N")
     registry, store = open_home(home)
-    version = find_version(registry, text)
-    return store.folder(version.route, version.digest), version.route
+    return store, find_version(registry, text)
 
 
 def quiet_libraries() -> None:

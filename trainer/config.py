@@ -31,7 +31,8 @@ _NOT_IDENTITY = _FILES | {"base", "out", "threads", "gradient_checkpointing", "t
 _MethodText = Annotated[MethodSettings, BeforeValidator(parse_method)]
 
 
-def _several(value: object) -> object:
+def several(value: object) -> object:
+    """One text or path as a list of one."""
     return [value] if isinstance(value, (str, Path)) else value
 
 
@@ -42,7 +43,7 @@ class _Config(BaseModel):
 
     base: str = Field(description="Base model: a folder or a hub id in the local cache.")
     eval: Path = Field(description="Rows of the target, for the evidence.")
-    guardrails: Annotated[tuple[Path, ...], BeforeValidator(_several)] = Field(
+    guardrails: Annotated[tuple[Path, ...], BeforeValidator(several)] = Field(
         (), description="Rows that must not get worse; may be given several times."
     )
     decisions: Path | None = Field(None, description="Output of `classifier decide` for every evaluated row.")
@@ -76,7 +77,7 @@ class AssessConfig(_Config):
 
     route: str | None = Field(None, description="Route the decisions call this adapter by [ROUTE, or its folder].")
     part: Part = Field("all", description="all, or evidence: the halves that `train` keeps for its evidence.")
-    suites: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
+    suites: Annotated[tuple[str, ...], BeforeValidator(several)] = Field(
         (), description="lm-evaluation-harness task as a guardrail: a name or its YAML; may be given several times."
     )
     suite_limit: int | None = Field(None, ge=1, description="Documents of each suite [all].")
@@ -93,18 +94,18 @@ class TrainConfig(_Config):
         description="Adapter folder or version to start from, and to stay near [a fresh adapter].",
         json_schema_extra={"metavar": "FOLDER|ROUTE@N"},
     )
-    adapters: Annotated[tuple[Path, ...], BeforeValidator(_several)] = Field(
+    adapters: Annotated[tuple[Path, ...], BeforeValidator(several)] = Field(
         (),
         description="Adapter folder of another task, to keep clear of; may be given several times.",
         json_schema_extra={"metavar": "FOLDER"},
     )
-    past: Annotated[tuple[Path, ...], BeforeValidator(_several)] = Field(
+    past: Annotated[tuple[Path, ...], BeforeValidator(several)] = Field(
         (), description="Training rows of an earlier task, for methods that remember; may be given several times."
     )
-    anchors: Annotated[tuple[Path, ...], BeforeValidator(_several)] = Field(
+    anchors: Annotated[tuple[Path, ...], BeforeValidator(several)] = Field(
         (), description="Rows on which behaviour should stay as it is; may be given several times."
     )
-    methods: Annotated[tuple[_MethodText, ...], BeforeValidator(_several)] = Field(
+    methods: Annotated[tuple[_MethodText, ...], BeforeValidator(several)] = Field(
         (),
         description="A method against forgetting and its settings, see docs/methods.md; may be given several times.",
         json_schema_extra={"metavar": "NAME[:KEY=VALUE,…]"},
@@ -115,7 +116,7 @@ class TrainConfig(_Config):
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead.")
     dora: bool = Field(False, description="Refused: engines serve plain LoRA, and DoRA is not.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
-    targets: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
+    targets: Annotated[tuple[str, ...], BeforeValidator(several)] = Field(
         (ALL_LINEAR,), min_length=1, description="Layer names, or all-linear; may be given several times."
     )
 
@@ -231,10 +232,10 @@ def _missing_files(values: Mapping[str, object]) -> list[str]:
     named = [(key, values.get(key)) for key in ("data", "eval", "select", "decisions")]
     start = values.get("start")
     named += [("start", Path(start) / WEIGHTS_FILE)] if isinstance(start, (str, Path)) else []
-    others = _several(values.get("adapters") or [])
+    others = several(values.get("adapters") or [])
     named += [("adapters", Path(one) / WEIGHTS_FILE) for one in others] if isinstance(others, (list, tuple)) else []
     for key in ("guardrails", "past", "anchors"):
-        files = _several(values.get(key) or [])
+        files = several(values.get(key) or [])
         named += [(key, file) for file in files] if isinstance(files, (list, tuple)) else []
     return [
         f"{key}: no file {str(file)!r}"

@@ -19,7 +19,7 @@ from .batches import collate, group_by_length
 from .choices import choose, fill_choices
 from .config import AssessConfig, ScoredMetric, TrainConfig
 from .data import ChatTokenizer, Encoded
-from .metrics import can_still_match, mean_probability, score_text, scores_text
+from .metrics import answer_limit, can_still_match, mean_probability, score_text, scores_text
 from .model import LoadedBase
 from .objective import predict, token_nll
 
@@ -58,7 +58,7 @@ class Evaluator:
         self.model.eval()
         items = fill_choices(items) if self.metric == "choice" else items
         longest = max(len(item.completion) for item in items)
-        limit = self.max_new_tokens or max(16, 2 * longest)
+        limit = self.max_new_tokens or answer_limit(longest)
         scored: dict[int, Scored] = {}
         with torch.no_grad():
             for indices in self._batches(items):

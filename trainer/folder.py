@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from .errors import ConfigInvalid, DataInvalid, FolderOccupied, LeakFound
 
@@ -53,6 +54,11 @@ class RunFolder:
         return self.out / "work"
 
     @property
+    def cache(self) -> Path:
+        """What methods found out once, for as long as the run lasts."""
+        return self.work / "methods"
+
+    @property
     def states(self) -> Path:
         return self.work / "states"
 
@@ -64,7 +70,7 @@ class RunFolder:
 
         Raises `FolderOccupied` where the folder belongs to another configuration.
         """
-        claims = [_read(self.out / "run.json"), _read(self.work / "run.json")]
+        claims = [read_json(self.out / "run.json"), read_json(self.work / "run.json")]
         for claim in claims:
             if claim is not None and claim.get("identity") != identity:
                 raise FolderOccupied(
@@ -76,14 +82,10 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; the lock goes with the process, however it ends."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        with (self.work / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise FolderOccupied(
-                    f"another process is training in {self.out.name}", hint="wait for it, or give another --out"
-                ) from error
+        occupied = FolderOccupied(
+            f"another process is training in {self.out.name}", hint="wait for it, or give another --out"
+        )
+        with hold(self.work / "lock", occupied):
             yield
 
     def claim(self, identity: str) -> None:
@@ -114,6 +116,18 @@ def read_versions() -> dict[str, str]:
     return {name: version(name) for name in ("branchline", "torch", "transformers", "peft")}
 
 
+@contextlib.contextmanager
+def hold(lock: Path, occupied: FolderOccupied) -> Iterator[None]:
+    """Hold the file `lock` for this process; raises `occupied` where another one does."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise occupied from error
+        yield
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `path` aside and rename it, so that nobody reads half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +140,8 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def _read(path: Path) -> Mapping[str, object] | None:
+def read_json(path: Path) -> Mapping[str, Any] | None:
+    """The JSON object in `path`; `None` where there is none, or half of one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

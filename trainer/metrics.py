@@ -34,6 +34,11 @@ def score_text(metric: TextMetric, output: str, answer: str) -> float:
     return float(_same_json(output, answer))
 
 
+def answer_limit(longest: int) -> int:
+    """Tokens that an answer may take where the longest one wanted takes `longest`, if nobody says otherwise."""
+    return max(16, 2 * longest)
+
+
 def can_still_match(output: str, answer: str) -> bool:
     """Whether `output`, generated so far, can still grow into an exact match of `answer`.
 

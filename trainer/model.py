@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from adapters.base import Base
 
-from .config import ALL_LINEAR
+from .config import ALL_LINEAR, TrainConfig
 from .data import Encoded
 from .errors import BaseUnusable
 
@@ -60,6 +60,11 @@ class LoraShape:
     targets: tuple[str, ...]
     dropout: float = 0.0
     rslora: bool = False
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> LoraShape:
+        """The shape that a run's settings ask for."""
+        return cls(config.rank, config.alpha, config.targets, config.dropout, config.rslora)
 
 
 def load_base(base: Base, device: torch.device | None = None) -> LoadedBase:

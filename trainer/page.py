@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from adapters.evidence import Evidence
 from adapters.rows import last_user_text
@@ -38,9 +38,7 @@ def render_page(name: str, base_id: str, findings: Findings, evidence: Evidence)
     """The page of one version's evidence as HTML text."""
     target = findings.target.evaluation
     guardrails = [one.evaluation for one in findings.guardrails]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["score_name"] = score_name
-    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
+    template = load_template(__package__, "page.html", score_name=score_name)
     worse = sorted(worse_items(findings), key=lambda one: (-one.drop, -one.rise))
     curve = findings.choice and learning_curve(findings.losses, findings.candidates, findings.choice.step)
     return template.render(
@@ -57,6 +55,13 @@ def render_page(name: str, base_id: str, findings: Findings, evidence: Evidence)
         worse_total=len(worse),
         worse_nll=WORSE_NLL,
     )
+
+
+def load_template(package: str, name: str, **filters: Callable[..., str]) -> Template:
+    """The page template `name` that lies in `package`; everything put into it is escaped, nothing may be missing."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= filters
+    return environment.from_string(files(package).joinpath(name).read_text(encoding="utf-8"))
 
 
 def worse_items(findings: Findings) -> Iterator[WorseItem]:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .config import TrainConfig
-from .data import Dataset, Encoded, read_training, refuse_shared
+from .data import Dataset, Encoded, refuse_shared
 from .folder import METHODS
 from .model import LoadedBase
+from .task import read_learning
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +41,27 @@ class Past:
     adapters: tuple[Path, ...] = ()
     left: Path | None = None
 
+    def left_by(self, method: str) -> Path | None:
+        """The folder in which `method` left what it knows; `None` where it left nothing."""
+        folder = self.left / method if self.left else None
+        return folder if folder and folder.is_dir() else None
+
 
 def read_past(config: TrainConfig, loaded: LoadedBase, max_length: int, judged: tuple[Dataset, ...]) -> Past:
     """The files that `config` names; raises `LeakFound` for rows that an evaluation of the run reads."""
 
     def read(path: Path, name: str) -> tuple[Encoded, ...]:
-        dataset = replace(read_training(path, loaded.tokenizer, loaded.end_tokens, max_length), name=name)
-        loaded.require_tokens(path.name, dataset.examples)
+        dataset = replace(read_learning(path, loaded, max_length), name=name)
         for one in judged:
             refuse_shared(dataset, one)
         return dataset.examples
 
     tasks = tuple(PastTask(file.stem, read(file, f"past {file.stem}")) for file in config.past)
     anchors = tuple(row for file in config.anchors for row in read(file, f"anchors {file.stem}"))
-    left = config.start.parent / METHODS if config.start else None
-    return Past(tasks, anchors, config.start, config.adapters, left if left and left.is_dir() else None)
+    return Past(tasks, anchors, config.start, config.adapters, left_beside(config.start))
+
+
+def left_beside(start: Path | None) -> Path | None:
+    """Where the methods of the run that wrote the adapter in `start` left what they know."""
+    left = start.parent / METHODS if start else None
+    return left if left and left.is_dir() else None

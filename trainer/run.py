@@ -152,8 +152,7 @@ def prepare(config: TrainConfig, base: Base, identity: str, folder: RunFolder, o
     if not config.methods and (config.past or config.anchors or config.adapters):
         observer.say("no method is given: rows and adapters of earlier tasks are not read (name one with --method)")
     torch.manual_seed(config.seed)
-    shape = LoraShape(config.rank, config.alpha, config.targets, config.dropout, config.rslora)
-    model = add_lora(loaded, shape)
+    model = add_lora(loaded, LoraShape.of(config))
     if config.start:
         load_start(model, config.start, base)
     claim = folder.claimed(identity) if machine.is_main else contextlib.nullcontext()
@@ -181,10 +180,9 @@ def make_context(
     judged = (*task.selecting.datasets, *task.judging.datasets)
     past = read_past(config, loaded, find_max_length(config.max_length, loaded), judged)
     rows = frozenset(row for dataset in judged for row in dataset.rows)
-    cache = folder.work / "methods"
-    cache.mkdir(parents=True, exist_ok=True)
-    examples = task.train.examples
-    return Context(loaded, model, examples, past, rows, config.seed, config.batch_tokens, cache, observer, machine)
+    folder.cache.mkdir(parents=True, exist_ok=True)
+    examples, tokens = task.train.examples, config.batch_tokens
+    return Context(loaded, model, examples, past, rows, config.seed, tokens, folder.cache, observer, machine)
 
 
 def selection_figures(candidate: Candidate, metric: str) -> dict[str, float]:

@@ -43,12 +43,10 @@ class Task:
 def read_task(config: TrainConfig, loaded: LoadedBase) -> Task:
     """Read every file of a run; raises for leaks, rows without decision, and what `trainer.data` refuses."""
     max_length = find_max_length(config.max_length, loaded)
-    train = read_training(config.data, loaded.tokenizer, loaded.end_tokens, max_length)
-    loaded.require_tokens(config.data.name, train.examples)
+    train = read_learning(config.data, loaded, max_length)
 
     def read(path: Path, name: str) -> Dataset:
-        dataset = read_evaluation(path, name, loaded.tokenizer, loaded.end_tokens, max_length)
-        loaded.require_tokens(path.name, dataset.examples)
+        dataset = read_judging(path, name, loaded, max_length)
         refuse_shared(train, dataset)
         return dataset
 
@@ -64,6 +62,22 @@ def read_task(config: TrainConfig, loaded: LoadedBase) -> Task:
     require_choices(config.metric, [*selecting.datasets, *judging.datasets])
     decisions = require_decisions(config.decisions, selecting, judging)
     return Task(train, selecting, judging, decisions)
+
+
+def read_learning(path: Path, loaded: LoadedBase, max_length: int) -> Dataset:
+    """A file of training rows for `loaded`; raises what `read_training` does, and `BaseUnusable` for token ids that the
+    base does not know.
+    """
+    dataset = read_training(path, loaded.tokenizer, loaded.end_tokens, max_length)
+    loaded.require_tokens(path.name, dataset.examples)
+    return dataset
+
+
+def read_judging(path: Path, name: str, loaded: LoadedBase, max_length: int) -> Dataset:
+    """A file that judges, for `loaded`; raises what `read_evaluation` does, and `BaseUnusable` as `read_learning`."""
+    dataset = read_evaluation(path, name, loaded.tokenizer, loaded.end_tokens, max_length)
+    loaded.require_tokens(path.name, dataset.examples)
+    return dataset
 
 
 def require_decisions(path: Path | None, *judges: Judges) -> Decisions | None:

@@ -142,10 +142,15 @@ def fold(old: Importance, new: Importance, gamma: float) -> Importance:
     )
 
 
+def mean_entry(diagonal: Importance) -> Tensor:
+    """Mean of a diagonal F over all entries of all layers."""
+    values = [one.values for one in diagonal.layers.values() if isinstance(one, Diagonal)]
+    return torch.stack([one.sum() for one in values]).sum() / sum(one.numel() for one in values)
+
+
 def uniform(diagonal: Importance) -> Importance:
     """F replaced by its mean: the trace of a diagonal importance over its number of entries, all layers together."""
-    values = [one.values for one in diagonal.layers.values() if isinstance(one, Diagonal)]
-    mean = torch.stack([one.sum() for one in values]).sum() / sum(one.numel() for one in values)
+    mean = mean_entry(diagonal)
     flat = Kronecker(((mean, torch.ones_like(mean)),))
     return replace(diagonal, kind="uniform", layers=dict.fromkeys(diagonal.layers, flat))
 

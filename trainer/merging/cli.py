@@ -14,7 +14,7 @@ from adapters.output import json_option, note, print_json, print_table
 from adapters.publish import Provenance, publish_folder
 from adapters.rows import sha256_file
 
-from ..cli import config_options, exit_codes, given, quiet_libraries
+from ..cli import config_options, exit_codes, given, quiet_libraries, say_published
 from ..folder import RunFolder
 from ..terminal import Terminal
 from .config import MergeSettings, read_merge
@@ -74,8 +74,7 @@ def publish_merged(
         parents=tuple(one.parent for one in sources),
     )
     published = publish_folder(registry, store, route, folder.adapter, base, provenance=provenance)
-    note(f"{'published' if published.created else 'exists already as'} {published.version.ref}")
-    return {"version": str(published.version.ref), "engine_name": published.version.engine_name}
+    return say_published(published)
 
 
 def show(record: Record, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from adapters.check import Limits
 from adapters.rows import sha256_json
 
-from ..config import ScoredMetric, read_config
+from ..config import ScoredMetric, read_config, several
 from ..errors import ConfigInvalid
 
 MergeMethod = Literal["scale", "soup", "sum", "ties", "dare"]
@@ -25,10 +25,6 @@ _ROWS = frozenset({"eval", "select", "guardrails", "decisions"})
 _SWEEP = _ROWS | {"guardrail_bound", "route", "metric", "max_length", "max_new_tokens"}
 _PLACES = _ROWS | {"base", "out", "threads"}
 _HINT = "see `branchline merge --help`"
-
-
-def _several(value: object) -> object:
-    return [value] if isinstance(value, (str, Path)) else value
 
 
 class MergeSettings(BaseModel):
@@ -47,7 +43,7 @@ class MergeSettings(BaseModel):
     sweep: bool = Field(False, description="scale: find the largest scale that keeps every guardrail.")
     eval: Path | None = Field(None, description="sweep: rows of the target; the half for choosing is used.")
     select: Path | None = Field(None, description="sweep: rows of the target that are for choosing.")
-    guardrails: Annotated[tuple[Path, ...], BeforeValidator(_several)] = Field(
+    guardrails: Annotated[tuple[Path, ...], BeforeValidator(several)] = Field(
         (), description="sweep: rows that must not get worse, half of them used; may be given several times."
     )
     guardrail_bound: float = Field(0.02, gt=0, description="sweep: largest rise of NLL, nats per token.")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from adapters.base import Base
 from adapters.check import Limits, check_folder
-from adapters.command import find_version, open_home
-from adapters.errors import AdaptersError, BadAdapter, InvalidName
+from adapters.errors import AdaptersError, BadAdapter
 from adapters.home import Home
 from adapters.manifests import weights_digest
 
+from ..cli import find_published
 from .config import Input
 
 _LIMITS = Limits(max_lora_rank=512)
@@ -70,10 +70,7 @@ def _folder(one: Input, base: Base) -> Source:
 
 
 def _version(home: Home, one: Input, base: Base) -> Source:
-    if "@" not in one.name:
-        raise InvalidName(f"no folder {one.name!r}", hint="name an adapter folder, or a published version as ROUTE@N")
-    registry, store = open_home(home)
-    version = find_version(registry, one.name)
+    store, version = find_published(home, one.name)
     if version.manifest.base_fingerprint != base.fingerprint:
         raise BadAdapter(
             "another base",

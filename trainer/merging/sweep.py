@@ -17,12 +17,12 @@ from adapters.evidence import Evaluation
 from adapters.statistics import upper_bound
 
 from ..comparison import Comparison
-from ..data import Dataset, halves, read_evaluation, refuse_shared
+from ..data import Dataset, halves, refuse_shared
 from ..evaluate import Evaluator
 from ..model import LoadedBase, load_adapter, load_base
 from ..observer import Observer, watch_scoring
 from ..select import decisive_arm, keeps, nll_rises
-from ..task import Judges, find_max_length, require_decisions
+from ..task import Judges, find_max_length, read_judging, require_decisions
 from .config import MergeSettings
 from .wise_ft import rescaled
 
@@ -97,7 +97,7 @@ def read_selecting(settings: MergeSettings, loaded: LoadedBase) -> Judges:
     max_length = find_max_length(settings.max_length, loaded)
 
     def read(path: Path, name: str) -> Dataset:
-        return read_evaluation(path, name, loaded.tokenizer, loaded.end_tokens, max_length)
+        return read_judging(path, name, loaded, max_length)
 
     target = read(settings.select, "select") if settings.select else None
     if settings.eval:

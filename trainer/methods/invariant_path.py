@@ -30,7 +30,7 @@ from adapters.types import Json
 
 from ..batches import IGNORED, Batch, collate
 from ..data import Encoded
-from ..errors import ConfigInvalid, LeakFound
+from ..errors import ConfigInvalid
 from ..modes import evaluation_mode
 from ..objective import predict
 from ..rehearsal.memory import shuffled
@@ -112,10 +112,5 @@ def find_anchors(context: Context) -> list[Encoded]:
             ["invariant_path: there are no anchors and no rows of an earlier task"],
             hint="name a file with --anchor or --past",
         )
-    leaked = sum(row.row in context.judged for row in anchors)
-    if leaked:
-        raise LeakFound(
-            f"invariant_path: {leaked} of {len(anchors)} anchors are also read by an evaluation",
-            hint="take them out of one of the two files",
-        )
+    context.refuse_judged(anchors, "invariant_path", "anchors")
     return [anchors[index] for index in shuffled([row.row for row in anchors], context.seed)]

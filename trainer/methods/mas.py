@@ -29,7 +29,7 @@ from ..batches import IGNORED, collate, group_by_length
 from ..data import Encoded
 from ..errors import ConfigInvalid
 from ..fisher.folder import load_importance, save_importance
-from ..fisher.importance import Diagonal, Importance
+from ..fisher.importance import Diagonal, Importance, mean_entry
 from ..fisher.layer_gradients import listen
 from ..lora import lora_layers
 from ..modes import evaluation_mode
@@ -60,7 +60,7 @@ class _Finish:
 
     def __call__(self, model: Any, folder: Path) -> Json:
         omega = self.penalty.measure(model)
-        return {"sequences": self.raw.sequences, "unscaled_mean": mean_entry(self.raw), "omega": omega}
+        return {"sequences": self.raw.sequences, "unscaled_mean": float(mean_entry(self.raw)), "omega": omega}
 
 
 def measure_sensitivity(model: Any, examples: Sequence[Encoded], pad_token: int, batch_tokens: int) -> Importance:
@@ -91,15 +91,9 @@ def measure_sensitivity(model: Any, examples: Sequence[Encoded], pad_token: int,
     return Importance("diagonal", "none", means, float(tokens), measured=tokens, sequences=len(examples))
 
 
-def mean_entry(importance: Importance) -> float:
-    """Mean of F over all entries of all layers."""
-    values = [one.values for one in importance.layers.values() if isinstance(one, Diagonal)]
-    return sum(float(one.sum()) for one in values) / sum(one.numel() for one in values)
-
-
 def scaled_to_mean(importance: Importance) -> Importance:
     """F with a mean of 1."""
-    share = 1 / mean_entry(importance)
+    share = 1 / float(mean_entry(importance))
     return replace(importance, layers={name: one.scaled(share) for name, one in importance.layers.items()})
 
 

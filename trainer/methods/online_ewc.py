@@ -46,8 +46,8 @@ def cumulative(settings: OnlineEwc, context: Context) -> Importance:
 
     Where the last stage left nothing, every past task is measured at the start, whose optimum it is then.
     """
-    left = context.past.left / NAME / _KEPT if context.past.left else None
-    known = [load_importance(left)] if left and left.is_dir() else []
+    left = context.past.left_by(NAME)
+    known = [load_importance(left / _KEPT)] if left else []
     tasks = context.past.tasks[-1:] if known else context.past.tasks
     measured = [
         measure_fisher(context, NAME, task, settings.importance, settings.labels, settings.sequences) for task in tasks

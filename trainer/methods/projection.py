@@ -22,7 +22,7 @@ from adapters.types import Json
 
 from ..batches import Batch, collate, group_by_length
 from ..data import Encoded
-from ..errors import ConfigInvalid, LeakFound
+from ..errors import ConfigInvalid
 from ..modes import evaluation_mode
 from ..objective import predict, token_nll
 from ..rehearsal.memory import quotas, shuffled
@@ -108,10 +108,5 @@ def remember(capacity: int, context: Context) -> list[Encoded]:
     for task, quota in zip(tasks, quotas(capacity, len(tasks)), strict=True):
         order = shuffled([example.row for example in task.examples], context.seed)
         memory += [task.examples[index] for index in order[:quota]]
-    leaked = sum(example.row in context.judged for example in memory)
-    if leaked:
-        raise LeakFound(
-            f"projection: {leaked} of {len(memory)} remembered rows are also read by an evaluation",
-            hint="take them out of one of the two files",
-        )
+    context.refuse_judged(memory, "projection", "remembered rows")
     return memory

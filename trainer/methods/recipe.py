@@ -19,6 +19,7 @@ from adapters.types import Json
 
 from ..batches import BatchSource
 from ..data import Encoded
+from ..errors import LeakFound
 from ..loop import Hook
 from ..machine import Machine
 from ..model import LoadedBase
@@ -53,6 +54,15 @@ class Context:
     @property
     def supervised(self) -> int:
         return sum(example.supervised for example in self.examples)
+
+    def refuse_judged(self, rows: Sequence[Encoded], method: str, what: str) -> None:
+        """Raise `LeakFound` where an evaluation of the run reads one of `rows`, which `method` calls `what`."""
+        leaked = sum(row.row in self.judged for row in rows)
+        if leaked:
+            raise LeakFound(
+                f"{method}: {leaked} of {len(rows)} {what} are also read by an evaluation",
+                hint="take them out of one of the two files",
+            )
 
 
 @runtime_checkable

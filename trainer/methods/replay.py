@@ -156,10 +156,10 @@ def _row(example: Encoded, written: Sequence[int] | None, context: Context) -> E
 
 def _kept_before(settings: Replay, context: Context, task: PastTask) -> list[int]:
     """Indices of the rows of `task` that the run before had kept, by its priority."""
-    file = context.past.left / _name(settings) / _MEMORY if context.past.left else None
-    if file is None or not file.is_file():
+    folder = context.past.left_by(_name(settings))
+    if folder is None or not (folder / _MEMORY).is_file():
         return []
-    left = json.loads(file.read_text(encoding="utf-8"))
+    left = json.loads((folder / _MEMORY).read_text(encoding="utf-8"))
     if left["selection"] != settings.selection:
         return []
     at = {_key(example): index for index, example in enumerate(task.examples)}

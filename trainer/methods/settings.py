@@ -7,7 +7,7 @@ A weight multiplies a term in nats per supervised token.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,7 +18,12 @@ Teacher = Literal["live", "cached"]
 
 
 class _Method(BaseModel):
+    """`on_first_task`: what the method does where nothing came before. What it then only measures, for later stages,
+    does not depend on its weight.
+    """
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+    on_first_task: ClassVar[Literal["acts", "nothing", "measures"]] = "acts"
 
 
 class _Fisher(_Method):
@@ -29,6 +34,7 @@ class _Fisher(_Method):
 class Ewc(_Fisher):
     """One penalty on ΔW around the start, with the Fisher of the last task (or of the anchors)."""
 
+    on_first_task = "nothing"
     method: Literal["ewc"] = "ewc"
     weight: float = Field(1.0, ge=0, description="λ_rel; 1 is the Laplace weight T_old / T_new.")
     importance: ImportanceKind = Field("kfac", description="Shape of the Fisher.")
@@ -38,6 +44,7 @@ class Ewc(_Fisher):
 class OnlineEwc(_Fisher):
     """One penalty on ΔW around the latest optimum, with the Fishers of all tasks before it."""
 
+    on_first_task = "measures"
     method: Literal["online_ewc"] = "online_ewc"
     weight: float = Field(1.0, ge=0, description="λ_rel; 1 is the Laplace weight.")
     importance: ImportanceKind = Field("kfac", description="Shape of the Fisher.")
@@ -47,6 +54,7 @@ class OnlineEwc(_Fisher):
 class EwcFactors(_Fisher):
     """Control: diagonal EWC on A and B apart, as most published code has it."""
 
+    on_first_task = "nothing"
     method: Literal["ewc_factors"] = "ewc_factors"
     weight: float = Field(1.0, ge=0, description="λ_rel.")
 
@@ -54,6 +62,7 @@ class EwcFactors(_Fisher):
 class L2(_Fisher):
     """Control: the Fisher replaced by its mean, one number for all layers."""
 
+    on_first_task = "nothing"
     method: Literal["l2"] = "l2"
     weight: float = Field(1.0, ge=0, description="λ_rel.")
 
@@ -61,6 +70,7 @@ class L2(_Fisher):
 class SynapticIntelligence(_Method):
     """Element-wise importance from the path that training took."""
 
+    on_first_task = "measures"
     method: Literal["si"] = "si"
     weight: float = Field(1.0, ge=0, description="λ_rel.")
     damping: float = Field(1e-3, gt=0, description="ξ, relative to the mean squared move.")
@@ -69,6 +79,7 @@ class SynapticIntelligence(_Method):
 class MemoryAware(_Method):
     """Element-wise importance from the sensitivity of the output's squared norm."""
 
+    on_first_task = "nothing"
     method: Literal["mas"] = "mas"
     weight: float = Field(1.0, ge=0, description="λ_rel.")
     sequences: int = Field(256, ge=1, description="Rows the importance is estimated on.")
@@ -77,6 +88,7 @@ class MemoryAware(_Method):
 class Replay(_Method):
     """A share of the stream comes from earlier tasks' rows or from the base itself."""
 
+    on_first_task = "nothing"
     method: Literal["replay"] = "replay"
     share: float = Field(0.1, gt=0, lt=1, description="ρ: share of the stream's tokens.")
     capacity: int = Field(1000, ge=1, description="Rows kept in all.")
@@ -86,6 +98,7 @@ class Replay(_Method):
 class Distill(_Method):
     """Stay near a frozen teacher: the version the run starts from."""
 
+    on_first_task = "nothing"
     method: Literal["distill"] = "distill"
     weight: float = Field(1.0, ge=0, description="λ_kd.")
     temperature: float = Field(1.0, gt=0, description="τ.")
@@ -111,6 +124,7 @@ class Masking(_Method):
 class InvariantPath(_Method):
     """Experimental: penalise the change of outputs on the anchors from step to step."""
 
+    on_first_task = "nothing"
     method: Literal["invariant_path"] = "invariant_path"
     weight: float = Field(1.0, ge=0, description="Weight of the output change per token.")
     rows: int = Field(8, ge=1, description="Anchors read at every step.")
@@ -119,6 +133,7 @@ class InvariantPath(_Method):
 class Orthogonal(_Method):
     """Keep the new A orthogonal to earlier adapters'."""
 
+    on_first_task = "nothing"
     method: Literal["orthogonal"] = "orthogonal"
     weight: float = Field(0.5, ge=0, description="λ of Σ |A_old A_newᵀ|.")
 
@@ -126,6 +141,7 @@ class Orthogonal(_Method):
 class Projection(_Method):
     """A-GEM: project gradients that would raise the loss on remembered rows."""
 
+    on_first_task = "nothing"
     method: Literal["projection"] = "projection"
     capacity: int = Field(1000, ge=1, description="Rows remembered in all.")
     rows: int = Field(16, ge=1, description="Remembered rows read at every step.")

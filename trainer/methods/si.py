@@ -123,9 +123,8 @@ def path_importance(
 
 
 def _earlier(context: Context, method: str) -> Importance | None:
-    left = context.past.left / method / _LEFT if context.past.left else None
-    if left and left.is_dir():
-        return load_importance(left).to(context.model.device)
+    if left := context.past.left_by(method):
+        return load_importance(left / _LEFT).to(context.model.device)
     if context.past.start:
         context.observer.say(f"{method}: the start has left no importance: nothing is protected, the path is recorded")
     return None

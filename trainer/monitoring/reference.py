@@ -15,7 +15,7 @@ from adapters.store import Store
 from adapters.types import AdapterVersion
 
 from ..errors import NothingToCompare
-from ..metrics import TextMetric, scores_text
+from ..metrics import TextMetric, answer_limit, scores_text
 from .verdict import Expected, Kind
 
 FIRST = "first"
@@ -72,7 +72,7 @@ def take_reference(sets: Sequence[Questions], evidence: Sequence[Evidence], whos
             problems.append(f"{questions.name} was scored by {found.metric}, which a gateway's text does not show")
         else:
             scores = {item.row: item.adapter.score for item in found.items}
-            limit = max(16, 2 * max(item.adapter.tokens for item in found.items))
+            limit = answer_limit(max(item.adapter.tokens for item in found.items))
             expected.append(
                 Expected(questions.name, questions.kind, questions.file_digest, found.metric, scores, limit)
             )

@@ -6,7 +6,6 @@ HOME/monitor/ROUTE-PLAN.json, one file per plan (sets, reference, α, looks, thr
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointInvalid, FolderOccupied
-from ..folder import write_text
+from ..folder import hold, write_text
 from .verdict import Finding, Severity
 
 SCHEMA = 1
@@ -68,14 +67,10 @@ class StateFile:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the file for this process: two monitors of one plan would spend α twice."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise FolderOccupied(
-                    f"another process monitors {self.route} with this plan", hint="stop it, or change the plan"
-                ) from error
+        occupied = FolderOccupied(
+            f"another process monitors {self.route} with this plan", hint="stop it, or change the plan"
+        )
+        with hold(self.path.with_suffix(".lock"), occupied):
             yield
 
     def read(self, engine_name: str) -> Watch:

@@ -15,11 +15,10 @@ from ..data import Encoded
 from ..distillation.teacher import completion_nlls, frozen
 from ..evaluate import BATCH_ROWS, greedy
 from ..methods.settings import Selection
+from ..metrics import answer_limit
 from ..model import LoadedBase
 from ..observer import Observer, watch_rows
 from .memory import diverse, hardest, shuffled
-
-_SHORTEST_LIMIT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ class Reader:
         on_rows = watch_rows(self.observer, "the base's own answers", len(examples))
         longest = max(len(one.completion) for one in examples)
         room = self.loaded.context_length - max(len(one.prompt) for one in examples)
-        limit = max(1, min(room, max(_SHORTEST_LIMIT, 2 * longest)))
+        limit = max(1, min(room, answer_limit(longest)))
         written: dict[int, tuple[int, ...]] = {}
         order = sorted(range(len(examples)), key=lambda index: len(examples[index].prompt))
         with frozen(self.model), self.model.disable_adapter():

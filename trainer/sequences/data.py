@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config import TrainConfig
-from ..data import Dataset, halves, read_evaluation, read_training, refuse_shared
+from ..data import Dataset, halves, refuse_shared
 from ..decisions import Decisions, read_decisions
 from ..model import LoadedBase
-from ..task import find_max_length
+from ..task import find_max_length, read_judging, read_learning
 from .config import SequenceConfig, TaskPlan
 from .stage import TaskData
 
@@ -44,7 +44,7 @@ def read_data(config: SequenceConfig, settings: TrainConfig, loaded: LoadedBase)
     max_length = find_max_length(settings.max_length, loaded)
 
     def judging(path: Path, name: str) -> Dataset:
-        return read_evaluation(path, name, loaded.tokenizer, loaded.end_tokens, max_length)
+        return read_judging(path, name, loaded, max_length)
 
     tasks = tuple(_task(plan, config, loaded, max_length, judging) for plan in config.tasks)
     guardrails = tuple(first_rows(judging(file, file.stem), config.items) for file in config.guardrails)
@@ -66,7 +66,7 @@ def _task(
     max_length: int,
     judging: Callable[[Path, str], Dataset],
 ) -> TaskData:
-    train = read_training(plan.data, loaded.tokenizer, loaded.end_tokens, max_length)
+    train = read_learning(plan.data, loaded, max_length)
     dev = judging(plan.dev, f"{plan.name} dev")
     anchors, judged = halves(dev) if config.split == "dev" else (dev, judging(plan.eval, f"{plan.name} eval"))
     return TaskData(

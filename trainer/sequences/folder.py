@@ -10,11 +10,8 @@ OUT/sequence.json, OUT/sequence.html     the report
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +48,3 @@ class SequenceFolder:
 
     def _arm(self, arm: str, seed: int) -> Path:
         return self.out / "arms" / arm / f"seed-{seed}"
-
-
-def read_record(path: Path) -> Mapping[str, Any] | None:
-    """The JSON object in `path`; `None` where there is none, or half of one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
+from ..page import load_template
 from .forgetting import Matrix
 from .plots import Mark, Spread, frontier, heat_map, loss_line, omega_and_divergence, progress
 
@@ -33,9 +31,7 @@ _FEWER_IS_BETTER = ("forgetting", "regret")
 
 def render_sequence(title: str, found: Mapping[str, Any]) -> str:
     """The page of a sequence's report as HTML text."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "nats": nats}
-    template = environment.from_string(files(__package__).joinpath("sequence.html").read_text(encoding="utf-8"))
+    template = load_template(__package__, "sequence.html", percent=percent, nats=nats)
     done = {name: arm for name, arm in found["arms"].items() if arm["finished"]}
     return template.render(
         title=title,

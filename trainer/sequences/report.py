@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from ..folder import read_json
 from .config import ArmPlan, SequenceConfig
-from .folder import SequenceFolder, read_record
+from .folder import SequenceFolder
 from .forgetting import Direction, Matrix, measure, routing_regret
 from .seeds import SeedInterval, holm, t_interval
 
@@ -17,7 +18,7 @@ WAYS = ("oracle", "routed")
 
 def summarise_sequence(config: SequenceConfig, folder: SequenceFolder) -> dict[str, object]:
     """Everything that is known so far: per arm and seed R and its measures, per arm their means with intervals."""
-    base = read_record(folder.base)
+    base = read_json(folder.base)
     arms = {arm.name: _arm(config, arm, folder, base) for arm in config.arms}
     return {
         "tasks": [task.name for task in config.tasks],
@@ -91,9 +92,9 @@ def _seed(
     count = len(config.tasks)
     rows = [
         base,
-        *(base if arm.mode == "base" else read_record(folder.row(arm.name, seed, i + 1)) for i in range(count)),
+        *(base if arm.mode == "base" else read_json(folder.row(arm.name, seed, i + 1)) for i in range(count)),
     ]
-    failure = read_record(folder.failure(arm.name, seed))
+    failure = read_json(folder.failure(arm.name, seed))
     joint = arm.mode == "joint"
     finished = base is not None and rows[-1] is not None and (joint or all(row is not None for row in rows))
     matrices = {way: {score: _matrix(rows, way, score) for score in DIRECTIONS} for way in WAYS}

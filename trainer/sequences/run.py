@@ -16,12 +16,12 @@ from adapters.rows import sha256_json
 from ..config import TrainConfig
 from ..data import Dataset
 from ..errors import DataInvalid, Diverged
-from ..folder import write_json
+from ..folder import read_json, write_json
 from ..model import load_base
 from ..observer import Observer
 from .config import ArmPlan, Mode, SequenceConfig
 from .data import SequenceData, read_data
-from .folder import SequenceFolder, read_record
+from .folder import SequenceFolder
 from .scores import Scores
 from .stage import Stage, acting_methods, train_stage
 from .teacher_forced import Forced
@@ -184,7 +184,7 @@ class SequenceRun:
 
     def _score_base(self) -> None:
         known = {"scoring": self._scoring(0)}
-        found = read_record(self.folder.base)
+        found = read_json(self.folder.base)
         if found is None or found.get("scoring") != known["scoring"]:
             judged = [task.judged for task in self.data.tasks]
             answers = [self._answers([None] * len(one.examples), one) for one in judged]
@@ -205,7 +205,7 @@ class SequenceRun:
 
 
 def _agrees(row: Path, known: Mapping[str, object]) -> bool:
-    found = read_record(row)
+    found = read_json(row)
     return found is not None and all(found.get(key) == value for key, value in known.items())
 
 

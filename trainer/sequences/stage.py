@@ -19,22 +19,16 @@ from ..config import TrainConfig
 from ..data import Dataset, Encoded
 from ..errors import FolderOccupied
 from ..failures import told_clearly
-from ..folder import METHODS, RunFolder, read_versions
+from ..folder import RunFolder, read_versions
 from ..machine import find_machine
 from ..methods.build import build_recipe
 from ..methods.recipe import Context
 from ..model import LoadedBase, LoraShape, add_lora, load_base, load_weights, save_adapter
 from ..observer import Observer, interrupted
-from ..past import Past, PastTask
+from ..past import Past, PastTask, left_beside
 from ..prompt_tuning import add_prompt
 from ..training import Training
 
-# Methods that do nothing where nothing came before. The others act on a first task too, or leave something behind.
-_NEED_PAST = frozenset(
-    {"ewc", "ewc_factors", "l2", "mas", "replay", "distill", "invariant_path", "orthogonal", "projection"}
-)
-# Methods that only measure during a first task, whatever their weight is.
-_LEAVE_BEHIND = frozenset({"online_ewc", "si"})
 _WAIT_SECONDS = 1.0
 
 
@@ -98,8 +92,7 @@ class Stage:
         tasks = tuple(PastTask(task.name, task.train.examples) for task in self.earlier)
         anchors = tuple(example for task in self.earlier for example in task.anchors.examples)
         start = self.previous.folder.adapter if self.previous else None
-        left = start.parent / METHODS if start else None
-        return Past(tasks, anchors, start, self.adapters, left if left and left.is_dir() else None)
+        return Past(tasks, anchors, start, self.adapters, left_beside(start))
 
 
 def acting_methods(config: TrainConfig, *, first: bool) -> TrainConfig:
@@ -107,9 +100,9 @@ def acting_methods(config: TrainConfig, *, first: bool) -> TrainConfig:
     if not first:
         return config
     methods = tuple(
-        one.model_copy(update={"weight": 1.0}) if one.method in _LEAVE_BEHIND else one
+        one.model_copy(update={"weight": 1.0}) if one.on_first_task == "measures" else one
         for one in config.methods
-        if one.method not in _NEED_PAST
+        if one.on_first_task != "nothing"
     )
     return config.model_copy(update={"methods": methods})
 
@@ -143,10 +136,9 @@ def _train(stage: Stage, folder: RunFolder, identity: str, observer: Observer) -
     model = _adapted(stage, loaded)
     if stage.previous:
         load_weights(model, stage.previous.folder.adapter)
-    cache = folder.work / "methods"
-    cache.mkdir(parents=True, exist_ok=True)
+    folder.cache.mkdir(parents=True, exist_ok=True)
     examples, past, seed, tokens = stage.examples, stage.past, config.seed, config.batch_tokens
-    context = Context(loaded, model, examples, past, stage.judged, seed, tokens, cache, observer, machine)
+    context = Context(loaded, model, examples, past, stage.judged, seed, tokens, folder.cache, observer, machine)
     started = time.monotonic()
     recipe = build_recipe(config.methods, context)
     built = time.monotonic() - started
@@ -180,8 +172,7 @@ def _adapted(stage: Stage, loaded: LoadedBase) -> Any:
     config = stage.config
     if stage.prompt_tokens:
         return add_prompt(loaded, stage.prompt_tokens, seed=config.seed)
-    shape = LoraShape(config.rank, config.alpha, config.targets, config.dropout, config.rslora)
-    return add_lora(loaded, shape)
+    return add_lora(loaded, LoraShape.of(config))
 
 
 @contextmanager
