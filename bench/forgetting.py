@@ -12,9 +12,7 @@ each share the arms.
 import argparse
 import json
 import math
-import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from .data import find_data
 from .forgetting_plan import (
     CORE,
     CORE_SEEDS,
@@ -53,9 +52,7 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=2, help="processes side by side, one thread each")
     parser.add_argument("--work", type=Path, default=ROOT / ".branchline" / "forgetting", help="keeps everything")
     arguments = parser.parse_args()
-    data = Path(os.environ.get("BRANCHLINE_DATA", ROOT.parent / "shared" / "data")) / "suite"
-    if not data.is_dir():
-        sys.exit(f"no data at {data}: set BRANCHLINE_DATA")
+    data = find_data() / "suite"
     study = Study(arguments.work, data, arguments.tokens, arguments.lanes)
     chosen = study.tune(CORE if arguments.arms == "core" else CORE + EXPLORATORY)
     seeds = tuple(arguments.seed or CORE_SEEDS)

@@ -32,8 +32,8 @@ def arm_rows(name: str, arm: Mapping[str, Any]) -> Iterator[Row]:
             measures = arm["summary"][way][score]
             for key, shown in MEASURES:
                 if key in measures and (way == "oracle" or key == "average"):
-                    scale = factor if key != "retention" or score == "exact" else 1.0
-                    yield row(f"{name}: {label}{shown}, {score}", measures[key], unit, scale, mark)
+                    own = "" if (key, score) == ("retention", "nll") else unit  # a ratio
+                    yield row(f"{name}: {label}{shown}, {score}", measures[key], own, factor, mark)
     if "exact" in arm["summary"]["regret"]:
         yield row(f"{name}: routing regret, exact", arm["summary"]["regret"]["exact"], "%", 100.0, mark)
 

@@ -11,9 +11,7 @@ names (oracle), and to `auto`.
 import argparse
 import asyncio
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +22,7 @@ from statistics import fmean
 from adapters.evidence import Evaluation, Score, parse_evidence
 from adapters.home import Home
 
+from .data import find_data
 from .gateway import BRANCHLINE, gateway
 from .real_answers import Asked, ask_all
 from .results import Row, write_results
@@ -73,9 +72,7 @@ def main() -> None:
     parser.add_argument("--task", action="append", choices=tuple(ROUTES), help="what to train; may be repeated")
     parser.add_argument("--work", type=Path, help="keep state here and go on from it [default: a temporary folder]")
     arguments = parser.parse_args()
-    data = Path(os.environ.get("BRANCHLINE_DATA", ROOT.parent / "shared" / "data"))
-    if not (data / "suite").is_dir():
-        sys.exit(f"no data at {data}: set BRANCHLINE_DATA")
+    data = find_data()
     work = arguments.work or Path(tempfile.mkdtemp(prefix="branchline-real-"))
     bench = Bench(work, data, tuple(arguments.task or TASKS), arguments.tokens)
     records = build(bench)

@@ -7,8 +7,6 @@ train `nl2regex`, with `legal_clause` and `scan` as the earlier tasks.
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +17,9 @@ import torch
 
 from adapters.base import find_base
 from adapters.rows import sha256_json
-from trainer.batches import BatchSource, ShuffledBatches
+from trainer.batches import BatchSource
 from trainer.config import TrainConfig
-from trainer.data import Encoded, read_training
+from trainer.data import read_training
 from trainer.folder import RunFolder
 from trainer.loop import StepReport, train
 from trainer.machine import Machine, find_machine
@@ -33,7 +31,7 @@ from trainer.past import read_past
 from trainer.schedule import Budget, LearningRate
 from trainer.start import load_start
 from trainer.task import find_max_length
-from trainer.training import make_optimizer
+from trainer.training import make_batches, make_optimizer
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "examples" / "quickstart" / "base"
@@ -86,17 +84,8 @@ class Arm:
     built: Seconds
 
     def batches(self) -> BatchSource:
-        """As `trainer.training` makes them."""
-        examples: tuple[Encoded, ...] = self.context.examples
-        for rewrite in self.recipe.rewrite:
-            examples = tuple(rewrite(examples))
-        config = self.config
-        batches: BatchSource = ShuffledBatches(
-            examples, batch_tokens=config.batch_tokens, seed=config.seed, pad_token=self.loaded.pad_token
-        )
-        for wrap in self.recipe.wrap:
-            batches = wrap(batches)
-        return batches
+        """The stream of such a run."""
+        return make_batches(self.config, self.context.examples, self.recipe, self.loaded.pad_token)[0]
 
     def steps(self, batches: BatchSource) -> Iterator[StepReport]:
         """The trainer's own loop, one optimiser step per report."""
@@ -113,14 +102,6 @@ class Arm:
             seed=config.seed,
             machine=self.machine,
         )
-
-
-def find_data() -> Path:
-    """The folder of data; ends the program where there is none."""
-    data = Path(os.environ.get("BRANCHLINE_DATA", ROOT.parent / "shared" / "data"))
-    if not (data / "suite").is_dir():
-        sys.exit(f"no data at {data}: set BRANCHLINE_DATA")
-    return data
 
 
 @dataclass(frozen=True)
@@ -160,7 +141,7 @@ class Stage:
         config = self._config(methods, task, () if first else EARLIER, None if first else self.earlier.adapter)
         loaded = load_base(find_base(str(BASE)), torch.device("cpu"))
         torch.manual_seed(config.seed)
-        model = add_lora(loaded, LoraShape(config.rank, config.alpha, config.targets))
+        model = add_lora(loaded, LoraShape.of(config))
         if config.start:
             load_start(model, config.start, loaded.base)
         longest = find_max_length(config.max_length, loaded)

@@ -13,24 +13,20 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
-import random
-import re
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from trainer.batches import Batch, BatchSource
-from trainer.loop import StepReport
-
+from .data import find_data
 from .results import Row, write_results
-from .training_arms import NEW, ROOT, Arm, Seconds, Stage, find_data
+from .training_arms import NEW, Arm, Stage
+from .training_memory import read_memory
+from .training_steps import WARM, Runner, Taken
+from .turns import DRAWS, ratio_interval, take_turns
 
 # name, methods, largest ratio of a step that is aimed at
 ARMS: tuple[tuple[str, tuple[str, ...], float | None], ...] = (
@@ -50,73 +46,23 @@ ARMS: tuple[tuple[str, tuple[str, ...], float | None], ...] = (
     ("si", ("si",), None),
 )
 SELECTIONS = ("random", "diverse")  # difficult reads every earlier row once, as diverse does
-WARM, REPLAYED = 2, 0.1
+REPLAYED = 0.1
 TASK_TOKENS = 400_000
 FISHER_SHARE = 12.0
-_DRAWS = 1000
-
-
-@dataclass(frozen=True)
-class Taken:
-    """One timed step, in seconds per token; `remembered`: its rows are not the new task's."""
-
-    cpu: float
-    wall: float
-    tokens: int
-    remembered: bool
-
-
-class Watched:
-    """A batch source whose latest batch can be looked at."""
-
-    def __init__(self, inner: BatchSource) -> None:
-        self._inner = inner
-        self.latest: Batch | None = None
-
-    def next(self) -> Batch:
-        self.latest = self._inner.next()
-        return self.latest
-
-    def state(self) -> Mapping[str, int]:
-        return self._inner.state()
-
-    def restore(self, state: Mapping[str, int]) -> None:
-        self._inner.restore(state)
-
-
-class Runner:
-    """One arm, step by step."""
-
-    def __init__(self, arm: Arm) -> None:
-        self._own = {example.row for example in arm.context.examples}
-        self._source = Watched(arm.batches())
-        self._steps: Iterator[StepReport] = arm.steps(self._source)
-
-    def step(self) -> Taken:
-        started = Seconds.now()
-        report = next(self._steps)
-        took = started.since()
-        rows = self._source.latest.rows if self._source.latest else ()
-        remembered = any(row not in self._own for row in rows)
-        return Taken(took.cpu / report.tokens, took.wall / report.tokens, report.tokens, remembered)
 
 
 def main() -> None:
-    """Measure and write the results, or be the process that one arm's memory is read in."""
+    """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of every arm")
     parser.add_argument("--arm", action="append", choices=[name for name, *_ in ARMS], help="only this; repeatable")
     parser.add_argument("--work", type=Path, help="keep all here and go on from it [default: a temporary folder]")
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     work = arguments.work or Path(tempfile.mkdtemp(prefix="branchline-cost-"))
     work.mkdir(parents=True, exist_ok=True)
     stage = Stage(work.resolve(), find_data(), arguments.precision)
-    if arguments.memory_of is not None:
-        print(json.dumps(peak_of(stage, dict(_methods())[arguments.memory_of])))
-        return
     named = [(name, methods, target) for name, methods, target in ARMS if name in (arguments.arm or [name, "plain"])]
     if named[0][0] != "plain":
         named.insert(0, ARMS[0])
@@ -125,21 +71,15 @@ def main() -> None:
     taken = read_steps(stage.work / f"steps-{arguments.precision}.json", lambda: time_steps(built, arguments.steps))
     plain = statistics.median(one.cpu for one in taken["plain"])
     rows = [*step_rows(taken, named), *once_rows(stage, built, plain)]
-    names = list(built)
     built.clear()
     gc.collect()
-    rows += memory_rows(stage, names)
+    rows += memory_rows(stage, [(name, methods) for name, methods, _ in named])
     name = "training_cost" + ("" if arguments.precision == "no" else f"_{arguments.precision}")
     what = "float32" if arguments.precision == "no" else arguments.precision
     title = f"What methods cost in training, one thread, {what}"
     only = "".join(f' --arm "{one}"' for one in arguments.arm or ())
     command = f"python -m bench.training_cost --precision {arguments.precision} --steps {arguments.steps}{only}"
     write_results(name, title, rows, command)
-
-
-def _methods() -> Iterator[tuple[str, tuple[str, ...]]]:
-    for name, methods, _ in ARMS:
-        yield name, methods
 
 
 def read_steps(kept: Path, measure: Callable[[], dict[str, list[Taken]]]) -> dict[str, list[Taken]]:
@@ -153,19 +93,8 @@ def read_steps(kept: Path, measure: Callable[[], dict[str, list[Taken]]]) -> dic
 
 
 def time_steps(built: Mapping[str, Arm], steps: int) -> dict[str, list[Taken]]:
-    """Rounds of one step of every arm, in another order every time; the first rounds only warm up."""
-    runners = {name: Runner(arm) for name, arm in built.items()}
-    taken: dict[str, list[Taken]] = {name: [] for name in runners}
-    order = random.Random(0)
-    for number in range(WARM + steps):
-        names = list(runners)
-        order.shuffle(names)
-        for name in names:
-            found = runners[name].step()
-            if number >= WARM:
-                taken[name].append(found)
-        print(f"round {number + 1} of {WARM + steps}", file=sys.stderr, flush=True)
-    return taken
+    """Every arm's timed steps."""
+    return take_turns({name: Runner(arm).step for name, arm in built.items()}, steps, warm=WARM)
 
 
 def step_rows(
@@ -186,7 +115,7 @@ def ratio_row(name: str, arm: Sequence[Taken], plain: Sequence[Taken], target: f
     low, high = interval(arm, plain)
     wall = per_token(arm, lambda one: one.wall) / per_token(plain, lambda one: one.wall)
     notes = [f"target ≤ {target:.2f}"] if target else []
-    notes += [f"95 % of {_DRAWS} redraws of the rounds: {low:.3f} to {high:.3f}", f"wall time {wall:.2f}"]
+    notes += [f"95 % of {DRAWS} redraws of the rounds: {low:.3f} to {high:.3f}", f"wall time {wall:.2f}"]
     if any(one.remembered for one in arm):
         notes.append(f"share {REPLAYED}, put together from {sum(one.remembered for one in arm)} remembered steps")
     value = per_token(arm, lambda one: one.cpu) / per_token(plain, lambda one: one.cpu)
@@ -195,14 +124,12 @@ def ratio_row(name: str, arm: Sequence[Taken], plain: Sequence[Taken], target: f
 
 def interval(arm: Sequence[Taken], plain: Sequence[Taken]) -> tuple[float, float]:
     """The middle 95 % of the ratio of medians over redrawn rounds."""
-    draw = random.Random(0)
-    found = []
-    for _ in range(_DRAWS):
-        chosen = draw.choices(range(len(plain)), k=len(plain))
-        mine = per_token([arm[index] for index in chosen], lambda one: one.cpu)
-        found.append(mine / per_token([plain[index] for index in chosen], lambda one: one.cpu))
-    found.sort()
-    return found[int(0.025 * _DRAWS)], found[int(0.975 * _DRAWS)]
+
+    def ratio(chosen: Sequence[int]) -> float:
+        mine, theirs = ([taken[index] for index in chosen] for taken in (arm, plain))
+        return per_token(mine, lambda one: one.cpu) / per_token(theirs, lambda one: one.cpu)
+
+    return ratio_interval(len(plain), ratio)
 
 
 def per_token(taken: Sequence[Taken], clock: Callable[[Taken], float]) -> float:
@@ -240,8 +167,8 @@ _FISHERS = ("ewc, kfac", "ewc, kron_diagonal", "ewc, diagonal", "online_ewc, kfa
 _HOW = {"online_ewc, kfac, two earlier tasks": "256 sequences of each task, which a sequence of runs pays one by one"}
 
 
-def memory_rows(stage: Stage, names: Sequence[str]) -> Iterator[Row]:
-    found = {name: read_memory(stage, name) for name in names}
+def memory_rows(stage: Stage, arms: Sequence[tuple[str, tuple[str, ...]]]) -> Iterator[Row]:
+    found = {name: read_memory(stage, name, methods) for name, methods in arms}
     plain = found["plain"]
     own = plain["peak"] - plain["imported"]
     where = f"resident; {plain['imported']:.0f} MiB more are Python and its libraries"
@@ -251,43 +178,6 @@ def memory_rows(stage: Stage, names: Sequence[str]) -> Iterator[Row]:
             ratio = (one["peak"] - one["imported"]) / own
             whole = f"whole process {one['peak']:.0f} MiB against {plain['peak']:.0f}"
             yield Row(f"memory, {name}", ratio, "× plain", f"without libraries; {whole}")
-
-
-def read_memory(stage: Stage, name: str) -> dict[str, float]:
-    """Have a process of its own take steps of the arm, unless one did in the same folder; in MiB."""
-    kept = stage.work / f"peak-{stage.precision}-{name.replace(' ', '_')}.json"
-    if not kept.exists():
-        kept.write_text(json.dumps(_measure_memory(stage, name)), encoding="utf-8")
-    found: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
-    return found
-
-
-def _measure_memory(stage: Stage, name: str) -> dict[str, float]:
-    # Freed blocks go back at once: what is resident is what is in use, not what the one-time work once needed.
-    small = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    command = [sys.executable, "-m", "bench.training_cost", "--memory-of", name]
-    command += ["--precision", stage.precision, "--work", str(stage.work)]
-    environment = {**os.environ, **small, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True, text=True, cwd=ROOT)
-    found: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
-    return found
-
-
-def peak_of(stage: Stage, methods: Sequence[str]) -> dict[str, float]:
-    imported = resident("VmRSS")
-    runner = Runner(stage.build(methods))
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-    for _ in range(WARM + 2):
-        runner.step()
-    return {"imported": imported, "peak": resident("VmHWM")}
-
-
-def resident(what: str) -> float:
-    """MiB of this process by the kernel's name for it."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    found = re.search(rf"^{what}:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(found[1]) / 1024 if found else float("nan")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ import torch
 from trainer.batches import plan_epoch
 from trainer.data import Encoded
 
-from .training_arms import BATCH_TOKENS, Arm, Seconds, Stage, find_data
+from .data import find_data
+from .training_arms import BATCH_TOKENS, Arm, Seconds, Stage
 
 _STEPS = 1000  # more than are asked for
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -23,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .data import find_data
 from .results import Row, write_results
-from .training_arms import NEW, ROOT, find_data
+from .training_arms import NEW, ROOT
+from .turns import DRAWS, ratio_interval, take_turns
 
 PEERS = {
     "trl_batches": "TRL SFTTrainer, our groups of rows",
@@ -33,7 +34,6 @@ PEERS = {
     "transformers_grouped": "PEFT in the transformers Trainer, its own grouping by length",
 }
 WARM = 4
-_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="branchline-peers-") as work:
         children, missing = start(arguments.python, Path(work))
         try:
-            taken = time_steps(children, arguments.steps)
+            taken = take_turns({name: child.step for name, child in children.items()}, arguments.steps, warm=WARM)
         finally:
             for child in children.values():
                 child.end()
@@ -124,21 +124,6 @@ def start(python: str, work: Path) -> tuple[dict[str, Child], dict[str, str]]:
         else:
             children[name] = child
     return children, missing
-
-
-def time_steps(children: Mapping[str, Child], steps: int) -> dict[str, list[Step]]:
-    """Rounds of one step of every loop, in another order every time; the first rounds only warm up."""
-    taken: dict[str, list[Step]] = {name: [] for name in children}
-    order = random.Random(0)
-    for number in range(WARM + steps):
-        names = list(children)
-        order.shuffle(names)
-        for name in names:
-            found = children[name].step()
-            if number >= WARM:
-                taken[name].append(found)
-        print(f"round {number + 1} of {WARM + steps}", file=sys.stderr, flush=True)
-    return taken
 
 
 def result_rows(
@@ -172,13 +157,9 @@ def ratio_row(what: str, ours: Sequence[Step], rivals: Sequence[Sequence[Step]])
         best = min(statistics.median(steps[index].per_token for index in chosen) for steps in rivals)
         return best / statistics.median(ours[index].per_token for index in chosen)
 
-    every = range(len(ours))
-    draw = random.Random(0)
-    redrawn = sorted(ratio(draw.choices(every, k=len(ours))) for _ in range(_DRAWS))
-    low, high = redrawn[int(0.025 * _DRAWS)], redrawn[int(0.975 * _DRAWS)]
-    return Row(
-        what, ratio(every), "×", f"target ≥ 1.0; 95 % of {_DRAWS} redraws of the rounds: {low:.3f} to {high:.3f}"
-    )
+    low, high = ratio_interval(len(ours), ratio)
+    value = ratio(range(len(ours)))
+    return Row(what, value, "×", f"target ≥ 1.0; 95 % of {DRAWS} redraws of the rounds: {low:.3f} to {high:.3f}")
 
 
 def versions(python: str) -> dict[str, str]:

@@ -62,7 +62,8 @@ class Training:
 
     def _run(self, machine: Machine, keep: Callable[[int], None], reached: Callable[[Position], object]) -> Position:
         config = self.config
-        batches, budget = self._batches()
+        batches, per_epoch = make_batches(config, self.examples, self.recipe, self.loaded.pad_token)
+        budget = make_budget(config, per_epoch)
         optimizer = make_optimizer(self.model, config)
         parts = (*self.recipe.stateful, *machine.stateful)
         position = restore_checkpoint(self.folder.states, self.model, optimizer, batches, parts) or Position()
@@ -149,17 +150,18 @@ class Training:
                 left.rmdir()
         return found
 
-    def _batches(self) -> tuple[BatchSource, Budget]:
-        config, examples = self.config, self.examples
-        for rewrite in self.recipe.rewrite:
-            examples = tuple(rewrite(examples))
-        plain = ShuffledBatches(
-            examples, batch_tokens=config.batch_tokens, seed=config.seed, pad_token=self.loaded.pad_token
-        )
-        batches: BatchSource = plain
-        for wrap in self.recipe.wrap:
-            batches = wrap(batches)
-        return batches, make_budget(config, plain.per_epoch)
+
+def make_batches(
+    config: TrainConfig, examples: tuple[Encoded, ...], recipe: Recipe, pad_token: int
+) -> tuple[BatchSource, int]:
+    """The stream that a run reads, and how many micro-batches of its own rows an epoch has."""
+    for rewrite in recipe.rewrite:
+        examples = tuple(rewrite(examples))
+    plain = ShuffledBatches(examples, batch_tokens=config.batch_tokens, seed=config.seed, pad_token=pad_token)
+    batches: BatchSource = plain
+    for wrap in recipe.wrap:
+        batches = wrap(batches)
+    return batches, plain.per_epoch
 
 
 def make_budget(config: TrainConfig, per_epoch: int) -> Budget:
