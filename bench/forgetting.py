@@ -41,6 +41,7 @@ ROOT = Path(__file__).parents[1]
 BASE = ROOT / "examples" / "quickstart" / "base"
 COVERAGE = "0.99"
 TOKENS = 400_000
+TUNING_TOKENS = 200_000
 
 
 def main() -> None:
@@ -49,29 +50,31 @@ def main() -> None:
     parser.add_argument("--arms", choices=("core", "all"), default="core")
     parser.add_argument("--seed", type=int, action="append", help="of the reported sequence; may be repeated")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of each task, padding not counted")
+    parser.add_argument("--tuning-tokens", type=int, default=TUNING_TOKENS, help="of each tuning task")
     parser.add_argument("--lanes", type=int, default=2, help="processes side by side, one thread each")
     parser.add_argument("--work", type=Path, default=ROOT / ".branchline" / "forgetting", help="keeps everything")
     arguments = parser.parse_args()
     data = find_data() / "suite"
-    study = Study(arguments.work, data, arguments.tokens, arguments.lanes)
-    chosen = study.tune(CORE if arguments.arms == "core" else CORE + EXPLORATORY)
+    study = Study(arguments.work, data, arguments.lanes)
+    chosen = study.tune(CORE if arguments.arms == "core" else CORE + EXPLORATORY, arguments.tuning_tokens)
     seeds = tuple(arguments.seed or CORE_SEEDS)
-    found = study.report(chosen, seeds)
+    found = study.report(chosen, seeds, arguments.tokens)
     named = "".join(f" --seed {seed}" for seed in arguments.seed or ())
-    command = f"python -m bench.forgetting --arms {arguments.arms}{named} --tokens {arguments.tokens}"
+    tokens = f"--tokens {arguments.tokens} --tuning-tokens {arguments.tuning_tokens}"
+    command = f"python -m bench.forgetting --arms {arguments.arms}{named} {tokens}"
     write_results("forgetting", "What is forgotten", study_rows(chosen, found), command)
 
 
 class Study:
     """The study's folder, and the commands that fill it."""
 
-    def __init__(self, work: Path, data: Path, tokens: int, lanes: int) -> None:
-        self.work, self.data, self.tokens, self.lanes = work, data, tokens, lanes
+    def __init__(self, work: Path, data: Path, lanes: int) -> None:
+        self.work, self.data, self.lanes = work, data, lanes
         work.mkdir(parents=True, exist_ok=True)
 
-    def tune(self, arms: Sequence[Arm]) -> dict[str, float]:
+    def tune(self, arms: Sequence[Arm], tokens: int) -> dict[str, float]:
         """The value of each arm's knob: the lowest mean NLL over all tuning tasks after the last of them."""
-        plan = self.plan(TUNING_TASKS, tuning_arms(arms), (0,)) | {"split": "dev"}
+        plan = self.plan(TUNING_TASKS, tuning_arms(arms), (0,), tokens) | {"split": "dev"}
         found = self.sequence("tuning", plan)
         chosen = {}
         for arm in arms:
@@ -80,7 +83,7 @@ class Study:
         (self.work / "chosen.json").write_text(json.dumps(chosen, indent=1), encoding="utf-8")
         return chosen
 
-    def report(self, chosen: Mapping[str, float], seeds: Sequence[int]) -> dict[str, Any]:
+    def report(self, chosen: Mapping[str, float], seeds: Sequence[int], tokens: int) -> dict[str, Any]:
         """The reported tasks: the arms with a chosen setting; with one seed the settings that were not chosen, which
         show how learning is traded for keeping, and the exploratory arms.
         """
@@ -88,11 +91,14 @@ class Study:
         single = {"seeds": [seeds[0]]}
         arms = reported_arms(core, chosen)
         arms += [arm | single for arm in [*frontier_arms(core, chosen), *reported_arms(explored, chosen)[1:]]]
-        plan = self.plan(REPORTED_TASKS, arms, seeds) | {"decisions": self.decisions(), "reference": "sequential"}
+        plan = self.plan(REPORTED_TASKS, arms, seeds, tokens) | {
+            "decisions": self.decisions(),
+            "reference": "sequential",
+        }
         return self.sequence("reported", plan)
 
     def plan(
-        self, tasks: Sequence[str], arms: Sequence[Mapping[str, object]], seeds: Sequence[int]
+        self, tasks: Sequence[str], arms: Sequence[Mapping[str, object]], seeds: Sequence[int], tokens: int
     ) -> dict[str, object]:
         """What `branchline sequence` reads."""
         files = [
@@ -100,7 +106,7 @@ class Study:
             | {key: str(self.data / task / f"{part}.jsonl") for key, part in PARTS.items()}
             for task in tasks
         ]
-        settings = {**SHARED, "max_tokens": self.tokens}
+        settings = {**SHARED, "max_tokens": tokens}
         return {
             "base": str(BASE),
             "tasks": files,

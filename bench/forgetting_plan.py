@@ -1,7 +1,7 @@
 """The forgetting study's plan: which arms, which trials chose their settings, and what is run with them.
 
-Tasks 6 to 8 of the suite choose (dev rows, four trials for every arm, the best mean NLL over all tasks after the last
-one wins); tasks 1 to 5 are reported (test rows).
+Tasks 6 to 8 of the suite choose (dev rows, half of a reported task's tokens, four trials for every arm, the best mean
+NLL over all tasks after the last one wins); tasks 1 to 5 are reported (test rows).
 
 One thing was looked at before on dev rows of the reported tasks, to see whether they can be learned at all: about ten
 single trainings with other batch sizes, learning rates and budgets. The 512 tokens of a batch and the range of

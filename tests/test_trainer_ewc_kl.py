@@ -54,7 +54,7 @@ def learned_move(workshop: Workshop) -> dict[str, Factors]:
     context = workshop.context()
     before = snapshot(context.model)
     train_steps(context, Recipe())
-    return {layer.name: layer.minus(before[layer.name]).detached() for layer in lora_layers(context.model)}
+    return {layer.name: layer.delta.minus(before[layer.name]).detached() for layer in lora_layers(context.model)}
 
 
 def shifted(model: Any, moves: dict[str, Factors], size: float) -> dict[str, Tensor]:

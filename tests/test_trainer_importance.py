@@ -78,6 +78,18 @@ def test_the_low_rank_penalty_equals_the_dense_one(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_around_a_start_the_penalty_is_that_of_the_difference(kind: Kind) -> None:
+    # Expected: ½ vec(ΔW − ΔW*)ᵀ F vec(ΔW − ΔW*) of two tasks in float64; 1e-5 of the largest of its terms, for float32.
+    importance = fold(make_importance(kind, 1), make_importance(kind, 2), 0.9)
+    now, start = move(3), move(4, rank=2)
+    prices = {name: curvature.around(start[name]) for name, curvature in importance.layers.items()}
+    expected = float(dense_omega(importance, {name: now[name].minus(start[name]) for name in now}))
+    largest = max(float(dense_omega(importance, one)) for one in (now, start))
+    assert float(sum(prices[name](now[name]) for name in now)) == pytest.approx(expected, abs=1e-5 * largest)
+    assert float(sum(prices[name](start[name]) for name in start)) == pytest.approx(0.0, abs=1e-5 * largest)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_fold_of_tasks_is_the_token_weighted_mean_of_their_penalties(kind: Kind) -> None:
     # Expected: Σ γ^(t−i) T_i Ω_i / Σ γ^(t−i) T_i over three unequal tasks, γ = 0.5; tolerance 1e-5 for float32.
     tasks = [make_importance(kind, seed, tokens) for seed, tokens in ((1, 10.0), (2, 400.0), (3, 70.0))]

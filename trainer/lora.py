@@ -51,10 +51,6 @@ class LoraLayer:
         """ΔW now, differentiable in A and B."""
         return Factors(self.scale * self.b, self.a)
 
-    def minus(self, reference: Factors | None) -> Factors:
-        """D = ΔW − ΔW*, differentiable in A and B; without reference ΔW* = 0, the base."""
-        return self.delta if reference is None else self.delta.minus(reference)
-
 
 def lora_layers(model: Any, adapter: str = "default") -> tuple[LoraLayer, ...]:
     """The layers that `adapter` changes, in the model's order; names as the base itself calls its layers."""

@@ -9,7 +9,12 @@ A curvature F, in nats per supervised token per squared unit of ΔW, prices a mo
     kfac           S (out, out), C (in, in)   Ω = ½ tr((Uᵀ S U)(V C Vᵀ))
     uniform        f ()                       Ω = ½ f Σ D ∘ D
 
-D is never formed for the last three: with rank k they cost out²·k + in²·k at most.
+D is never formed for the last three: with rank k they cost out²·k + in²·k at most. Around a start, D = ΔW − U*·V*,
+the terms
+
+    Ω = ½ tr((Uᵀ S U)(V C Vᵀ)) − tr((Uᵀ S U*)(V* C Vᵀ)) + ½ tr((U*ᵀ S U*)(V* C V*ᵀ))
+
+leave S and C to be multiplied with ΔW's own factors alone: what the start decides is computed once.
 
 Kirkpatrick et al. 2017 (arXiv:1612.00796) for the diagonal, Martens & Grosse 2015 (arXiv:1503.05671) for kfac,
 Schwarz et al. 2018 (arXiv:1805.06370) for one running penalty.
@@ -17,7 +22,7 @@ Schwarz et al. 2018 (arXiv:1805.06370) for one running penalty.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, Self
 
@@ -28,6 +33,7 @@ from ..errors import ConfigInvalid
 from ..lora import Factors
 
 Kind = Literal["diagonal", "kron_diagonal", "kfac", "uniform"]
+Price = Callable[[Factors], Tensor]  # ΔW → Ω of its move, a scalar in nats per supervised token
 
 
 class Curvature(Protocol):
@@ -35,6 +41,9 @@ class Curvature(Protocol):
 
     def omega(self, difference: Factors) -> Tensor:
         """Ω of the move, a scalar in nats per supervised token, differentiable in the move's factors."""
+
+    def around(self, start: Factors) -> Price:
+        """Ω of the move from `start` to a ΔW, for many ΔW."""
 
     def scaled(self, share: float) -> Self:
         """share · F."""
@@ -53,7 +62,11 @@ class Diagonal:
     values: Tensor
 
     def omega(self, difference: Factors) -> Tensor:
-        return 0.5 * (self.values * difference.dense.float().square()).sum()
+        return self._omega(difference.dense.float())
+
+    def around(self, start: Factors) -> Price:
+        dense = start.dense.float()
+        return lambda delta: self._omega(delta.dense.float() - dense)
 
     def scaled(self, share: float) -> Diagonal:
         return Diagonal(self.values * share)
@@ -63,6 +76,9 @@ class Diagonal:
 
     def to(self, device: torch.device) -> Diagonal:
         return Diagonal(self.values.to(device))
+
+    def _omega(self, move: Tensor) -> Tensor:
+        return 0.5 * (self.values * move.square()).sum()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +96,18 @@ class Kronecker:
         up, down = difference.up.float(), difference.down.float().T
         traces = [(_sandwich(up, out) * _sandwich(down, into)).sum() for out, into in self.terms]
         return 0.5 * torch.stack(traces).sum()
+
+    def around(self, start: Factors) -> Price:
+        up, down = start.up.float(), start.down.float().T
+        moved_up = torch.cat([_times(out, up) for out, _ in self.terms], dim=1)
+        moved_down = torch.cat([_times(into, down) for _, into in self.terms], dim=1)
+        constant = self.omega(start)
+
+        def price(delta: Factors) -> Tensor:
+            cross = (delta.up.float().T @ moved_up) * (delta.down.float() @ moved_down)
+            return self.omega(delta) - cross.sum() + constant
+
+        return price
 
     def scaled(self, share: float) -> Kronecker:
         return Kronecker(tuple((out * share, into) for out, into in self.terms))
@@ -162,7 +190,7 @@ class _Sandwich(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, thin: Tensor, side: Tensor) -> Tensor:
-        moved = side @ thin if side.dim() == 2 else side.reshape(-1, 1) * thin
+        moved = _times(side, thin)
         context.save_for_backward(moved)
         return thin.T @ moved
 
@@ -170,6 +198,10 @@ class _Sandwich(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (moved,) = context.saved_tensors
         return moved @ (gradient + gradient.T), None
+
+
+def _times(side: Tensor, thin: Tensor) -> Tensor:
+    return side @ thin if side.dim() == 2 else side.reshape(-1, 1) * thin
 
 
 def _sandwich(thin: Tensor, side: Tensor) -> Tensor:

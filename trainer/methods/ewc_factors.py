@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..fisher.sums import FactorSums
 from ..lora import Factors, lora_layers
@@ -42,11 +43,11 @@ def factors_of(model: Any) -> Mapping[str, Factors]:
 class FactorPenalty(QuadraticPenalty):
     """The same penalty with A and B in place of ΔW; `reference` holds B* as `up` and A* as `down`."""
 
-    def _moves(self, model: Any) -> Mapping[str, Factors]:
+    def _omega(self, model: Any) -> Tensor:
         moves = {}
         for layer in lora_layers(model, self._adapter):
             start = self.reference[layer.name]
             identity = torch.eye(len(layer.a), device=layer.a.device)
             moves[f"{layer.name}.A"] = Factors(identity, layer.a - start.down)
             moves[f"{layer.name}.B"] = Factors(layer.b - start.up, identity)
-        return moves
+        return self.importance.omega(moves)

@@ -38,6 +38,10 @@ class QuadraticPenalty:
         self.reference = reference
         self.weight = weight
         self._adapter = adapter
+        self._prices = {
+            name: curvature.around(reference[name]) if name in reference else curvature.omega
+            for name, curvature in importance.layers.items()
+        }
 
     @property
     def name(self) -> str:
@@ -54,11 +58,8 @@ class QuadraticPenalty:
             return float(self._omega(model))
 
     def _omega(self, model: Any) -> Tensor:
-        return self.importance.omega(self._moves(model))
-
-    def _moves(self, model: Any) -> Mapping[str, Factors]:
-        layers = lora_layers(model, self._adapter)
-        return {layer.name: layer.minus(self.reference.get(layer.name)) for layer in layers}
+        deltas = {layer.name: layer.delta for layer in lora_layers(model, self._adapter)}
+        return torch.stack([price(deltas[name]) for name, price in self._prices.items()]).sum()
 
 
 def starting_point(model: Any, adapter: str = "default") -> Mapping[str, Factors]:
