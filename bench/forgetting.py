@@ -29,7 +29,6 @@ from .forgetting_plan import (
     SHARED,
     TUNING_TASKS,
     Arm,
-    frontier_arms,
     reported_arms,
     tuning_arms,
 )
@@ -40,7 +39,7 @@ from .results import write_results
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "examples" / "quickstart" / "base"
 COVERAGE = "0.99"
-TOKENS = 400_000
+TOKENS = 600_000
 TUNING_TOKENS = 200_000
 
 
@@ -56,13 +55,13 @@ def main() -> None:
     arguments = parser.parse_args()
     data = find_data() / "suite"
     study = Study(arguments.work, data, arguments.lanes)
-    chosen = study.tune(CORE if arguments.arms == "core" else CORE + EXPLORATORY, arguments.tuning_tokens)
+    chosen, trials = study.tune(CORE if arguments.arms == "core" else CORE + EXPLORATORY, arguments.tuning_tokens)
     seeds = tuple(arguments.seed or CORE_SEEDS)
     found = study.report(chosen, seeds, arguments.tokens)
     named = "".join(f" --seed {seed}" for seed in arguments.seed or ())
     tokens = f"--tokens {arguments.tokens} --tuning-tokens {arguments.tuning_tokens}"
     command = f"python -m bench.forgetting --arms {arguments.arms}{named} {tokens}"
-    write_results("forgetting", "What is forgotten", study_rows(chosen, found), command)
+    write_results("forgetting", "What is forgotten", study_rows(chosen, trials, found), command)
 
 
 class Study:
@@ -72,8 +71,10 @@ class Study:
         self.work, self.data, self.lanes = work, data, lanes
         work.mkdir(parents=True, exist_ok=True)
 
-    def tune(self, arms: Sequence[Arm], tokens: int) -> dict[str, float]:
-        """The value of each arm's knob: the lowest mean NLL over all tuning tasks after the last of them."""
+    def tune(self, arms: Sequence[Arm], tokens: int) -> tuple[dict[str, float], dict[str, Any]]:
+        """The value of each arm's knob: the lowest mean NLL over all tuning tasks after the last of them. And the
+        report of all trials, which shows how learning is traded for keeping.
+        """
         plan = self.plan(TUNING_TASKS, tuning_arms(arms), (0,), tokens) | {"split": "dev"}
         found = self.sequence("tuning", plan)
         chosen = {}
@@ -81,16 +82,13 @@ class Study:
             final = {value: final_nll(found, arm.trial(value)) for value in arm.trials}
             chosen[arm.name] = min(final, key=lambda value: final[value])
         (self.work / "chosen.json").write_text(json.dumps(chosen, indent=1), encoding="utf-8")
-        return chosen
+        return chosen, found
 
     def report(self, chosen: Mapping[str, float], seeds: Sequence[int], tokens: int) -> dict[str, Any]:
-        """The reported tasks: the arms with a chosen setting; with one seed the settings that were not chosen, which
-        show how learning is traded for keeping, and the exploratory arms.
-        """
-        core, explored = arms_of(CORE, chosen), arms_of(EXPLORATORY, chosen)
+        """The reported tasks: the arms with a chosen setting; the exploratory ones with one seed."""
+        arms = reported_arms(arms_of(CORE, chosen), chosen)
         single = {"seeds": [seeds[0]]}
-        arms = reported_arms(core, chosen)
-        arms += [arm | single for arm in [*frontier_arms(core, chosen), *reported_arms(explored, chosen)[1:]]]
+        arms += [arm | single for arm in reported_arms(arms_of(EXPLORATORY, chosen), chosen)[1:]]
         plan = self.plan(REPORTED_TASKS, arms, seeds, tokens) | {
             "decisions": self.decisions(),
             "reference": "sequential",

@@ -1,11 +1,12 @@
 """The forgetting study's plan: which arms, which trials chose their settings, and what is run with them.
 
-Tasks 6 to 8 of the suite choose (dev rows, half of a reported task's tokens, four trials for every arm, the best mean
-NLL over all tasks after the last one wins); tasks 1 to 5 are reported (test rows).
+Tasks 6 to 8 of the suite choose (dev rows, a third of a reported task's tokens, four trials for every arm, the best
+mean NLL over all tasks after the last one wins); tasks 1 to 5 are reported (test rows).
 
 One thing was looked at before on dev rows of the reported tasks, to see whether they can be learned at all: about ten
-single trainings with other batch sizes, learning rates and budgets. The 512 tokens of a batch and the range of
-`RATES` come from there, the same for every arm; no method, weight or share does.
+single trainings with other batch sizes, learning rates and budgets. The 512 tokens of a batch, the range of `RATES` and
+the 600,000 tokens of a task come from there, the same for every arm; no method, weight or share does. With 400,000
+tokens the isolated arm reached an exact match of 59, 77, 18, 55 and 49 % on half of the dev rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,11 +86,3 @@ def tuning_arms(arms: Sequence[Arm]) -> list[dict[str, object]]:
 def reported_arms(arms: Sequence[Arm], chosen: Mapping[str, float]) -> list[dict[str, object]]:
     """Every arm with the value that was chosen for it, and the base."""
     return [BASE.plan(None), *(arm.plan(chosen[arm.name]) for arm in arms)]
-
-
-def frontier_arms(arms: Sequence[Arm], chosen: Mapping[str, float]) -> list[dict[str, object]]:
-    """The penalty and learning-rate arms with the values that were not chosen, for the frontier."""
-    lines = [arm for arm in arms if arm.has_weight or arm.name == "low-rate"]
-    return [
-        arm.plan(value, name=arm.trial(value)) for arm in lines for value in arm.trials if value != chosen[arm.name]
-    ]

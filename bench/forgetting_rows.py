@@ -15,12 +15,14 @@ MEASURES = (
 )
 
 
-def study_rows(chosen: Mapping[str, float], found: Mapping[str, Any]) -> list[Row]:
-    """Everything that the study found: arms, comparisons, frontier, and the settings chosen."""
+def study_rows(chosen: Mapping[str, float], trials: Mapping[str, Any], found: Mapping[str, Any]) -> list[Row]:
+    """Everything that the study found: arms, comparisons, the frontier of the trials, and the settings chosen."""
     rows: list[Row] = []
     for name, arm in found["arms"].items():
-        rows += arm_rows(name, arm) if name in chosen or name == "base" else frontier_rows(name, arm)
+        rows += arm_rows(name, arm)
     rows += comparison_rows(found)
+    for name, arm in trials["arms"].items():
+        rows += frontier_rows(name, arm)
     return rows + [Row(f"{name}: chosen on the tuning tasks", value, "", "knob") for name, value in chosen.items()]
 
 
@@ -47,11 +49,11 @@ def comparison_rows(found: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def frontier_rows(name: str, arm: Mapping[str, Any]) -> Iterator[Row]:
-    """What an arm of the frontier learned and kept."""
-    measures = arm["summary"]["oracle"]["exact"]
-    for key, shown in (("learned", "learned"), ("average", "ACC"), ("retention", "retention")):
+    """What a trial on the tuning tasks learned and kept."""
+    measures = arm["summary"]["oracle"]["nll"]
+    for key, shown in (("learned", "learned"), ("average", "ACC"), ("forgetting", "forgetting")):
         if key in measures:
-            yield row(f"frontier {name}: {shown}, exact", measures[key], "%", 100.0, "")
+            yield row(f"trial {name}: {shown}, nll", measures[key], "nats per token", 1.0, ", tuning tasks, dev")
 
 
 def row(what: str, interval: Mapping[str, Any], unit: str, factor: float, mark: str) -> Row:
