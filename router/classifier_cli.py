@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -10,30 +9,19 @@ from pathlib import Path
 
 import click
 
-from adapters.classifiers import live_classifier, promote_classifier, publish_classifier, rollback_classifier
-from adapters.command import open_home
+from adapters.classifiers import live_classifier, promote_classifier, rollback_classifier
+from adapters.command import PATH, open_home
 from adapters.errors import BadInput, NotFound
-from adapters.examples import examples_of
 from adapters.home import Home, home_options
 from adapters.output import json_option, note, print_json, print_table
-from adapters.registry import Registry
-from adapters.rows import (
-    LabelledText,
-    Message,
-    canonical_json,
-    prompt_digest,
-    read_labelled,
-    read_prompts,
-    read_texts,
-)
+from adapters.rows import Message, canonical_json, prompt_digest, read_labelled, read_prompts
 
-from .classify.artifact import save_classifier
-from .classify.classifier import BASE, Classifier
+from .classifier_fit_cli import fit
+from .classify.classifier import Classifier
 from .classify.loader import load_classifier
 
-FILE = click.Path(path_type=Path)
 classifier_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
-    "--classifier", "folder", type=FILE, help="A classifier folder [default: the live one of the registry]."
+    "--classifier", "folder", type=PATH, help="A classifier folder [default: the live one of the registry]."
 )
 
 
@@ -42,46 +30,7 @@ def classifier() -> None:
     """Fit, evaluate, promote and roll back the classifier."""
 
 
-@classifier.command()
-@click.option("--examples", type=FILE, help='Rows {"text", "label"} [default: the examples of the registry\'s routes].')
-@click.option("--base-examples", type=FILE, help='Rows {"text"} that no route should take.')
-@click.option("--calibrate-on", type=FILE, help='Rows {"text", "label"} to calibrate on [default: held-out rows].')
-@click.option("--coverage", default=0.99, show_default=True, help="Share of in-scope texts to keep.")
-@click.option("--out", type=FILE, help="Write a folder and leave the registry alone.")
-@click.option("--promote", is_flag=True, help="Make it the classifier in use.")
-@json_option
-@home_options
-def fit(
-    home: Home,
-    examples: Path | None,
-    base_examples: Path | None,
-    calibrate_on: Path | None,
-    coverage: float,
-    out: Path | None,
-    promote: bool,
-    as_json: bool,
-) -> None:
-    """Fit a classifier and publish it, or write it to --out."""
-    if out and promote:
-        raise click.UsageError("--promote needs the registry, which --out leaves alone")
-    from .classify.fit import fit_classifier
-
-    rows = read_labelled(examples) if examples else registry_rows(open_home(home)[0])
-    rows += [LabelledText(text, BASE) for text in (read_texts(base_examples) if base_examples else [])]
-    calibration = read_labelled(calibrate_on) if calibrate_on else ()
-    fitted = fit_classifier(rows, coverage=coverage, calibration=calibration)
-    number = None
-    if out:
-        save_classifier(fitted, out)
-    else:
-        number = _publish(home, fitted, promote)
-    summary = {"number": number, "digest": fitted.digest, "promoted": promote, **fitted.summary}
-    if as_json:
-        print_json(summary)
-    else:
-        name = f"classifier {number}" if number else "classifier"
-        click.echo(f"{name} {fitted.digest[:16]}: {len(fitted.routes)} routes, {len(rows)} rows")
-        print_table(["fitted", "value"], [[key, value] for key, value in summary.items() if _is_short(value)])
+classifier.add_command(fit)
 
 
 @classifier.command(name="list")
@@ -130,7 +79,7 @@ def rollback(home: Home, why: str | None) -> None:
 
 
 @classifier.command(name="eval")
-@click.argument("file", type=FILE)
+@click.argument("file", type=PATH)
 @classifier_option
 @json_option
 @home_options
@@ -152,8 +101,8 @@ def evaluate_file(home: Home, file: Path, folder: Path | None, as_json: bool) ->
 
 
 @classifier.command()
-@click.argument("file", type=FILE)
-@click.option("--out", type=FILE, required=True, help="Where the decisions go, one JSON object a line.")
+@click.argument("file", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Where the decisions go, one JSON object a line.")
 @classifier_option
 @home_options
 def decide(home: Home, file: Path, out: Path, folder: Path | None) -> None:
@@ -191,14 +140,6 @@ def explain(home: Home, text: str, folder: Path | None, as_json: bool) -> None:
         print_table(["term", f"for {scores.route}"], [[repr(term), f"{gain:.4f}"] for term, gain in found.terms])
 
 
-def registry_rows(registry: Registry) -> list[LabelledText]:
-    """The examples of every route, labelled by it. Raises `BadInput` where there are none."""
-    rows = [LabelledText(text, route.name) for route in registry.routes() for text in examples_of(registry, route.name)]
-    if not rows:
-        raise BadInput("no route has examples", hint="add some with `branchline route examples NAME add`")
-    return rows
-
-
 def choose_classifier(home: Home, folder: Path | None) -> Classifier:
     """The classifier in `folder`, else the live one. Raises `NotFound` before the first promotion."""
     if folder:
@@ -210,24 +151,9 @@ def choose_classifier(home: Home, folder: Path | None) -> Classifier:
     return load_classifier(store.classifier_folder(live.digest), digest=live.digest)
 
 
-def _publish(home: Home, fitted: Classifier, promote: bool) -> int:
-    registry, store = open_home(home)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "classifier"
-        save_classifier(fitted, folder)
-        version = publish_classifier(registry, store, folder, digest=fitted.digest, summary=fitted.summary)
-    if promote and registry.classifier_state().live != version.number:
-        promote_classifier(registry, version.number, why="classifier fit --promote")
-    return version.number
-
-
 def _user_turns(prompt: Sequence[Message]) -> list[str]:
     """User turns, newest first."""
     return [message.content for message in reversed(prompt) if message.role == "user"]
-
-
-def _is_short(value: object) -> bool:
-    return not isinstance(value, dict | list)
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
