@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+
+import numpy as np
 
 from adapters.rows import LabelledText
+from router.classify.encoding import EncoderRef
+from router.classify.features import Floats
 
 TABLES = ("users", "orders", "invoices", "cities", "teams", "albums", "flights", "books")
 COLUMNS = ("name", "age", "price", "country", "year", "title", "distance", "score")
@@ -34,6 +39,27 @@ def routes_rows(per_route: int = 30, seed: int = 0) -> list[LabelledText]:
         while len(rows) < wanted:
             rows[LabelledText(_text(label, rng), label)] = None
     return list(rows)
+
+
+class Meanings:
+    """An encoder that knows three meanings by words that no example above holds, and calls every text what it is."""
+
+    ref = EncoderRef("meanings", "0" * 64, "fp32", 4, 128)
+    words = (("select", "query"), ("book", "reserve"), ("lines", "match"))
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        """(texts, 4): the unit vector of the first meaning a text holds a word of, else the fourth one."""
+        self.texts += texts
+        own = [
+            [any(word in text for word in known) for known in self.words].index(True)
+            if any(word in text for known in self.words for word in known)
+            else 3
+            for text in texts
+        ]
+        return np.eye(4, dtype=np.float32)[own].reshape(-1, 4)
 
 
 def _text(label: str, rng: random.Random) -> str:

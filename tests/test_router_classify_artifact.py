@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from router.classify.classifier import Classifier
 from router.classify.fit import fit_classifier
 from router.classify.loader import load_classifier
 from router.errors import ClassifierInvalid
-from tests.classifier_rows import TALK, base_rows, routes_rows
+from tests.classifier_rows import TALK, Meanings, base_rows, routes_rows
 
 Manifest = dict[str, Any]
 
@@ -66,6 +67,22 @@ def test_what_was_saved_is_what_is_loaded(fitted: Classifier, folder: Path) -> N
     for text in [*TALK, "select the age of users", "", "\ud800"]:
         assert loaded.scores(text) == fitted.scores(text)
         assert loaded.explain(text) == fitted.explain(text)
+
+
+def test_a_classifier_with_an_encoder_is_loaded_with_its_part_of_the_weights(tmp_path: Path) -> None:
+    fitted = fit_classifier(routes_rows(8), encoder=Meanings())
+    save_classifier(fitted, tmp_path / "saved")
+    loaded = load_classifier(tmp_path / "saved", digest=fitted.digest)
+    assert loaded.encoder == Meanings.ref
+    for text, vector in zip(TALK, Meanings().encode(TALK), strict=True):
+        assert loaded.scores(text, vector) == fitted.scores(text, vector)
+
+
+def test_the_rows_it_was_fitted_on_are_known_after_loading_and_no_text_is_stored(folder: Path) -> None:
+    loaded = load_classifier(folder)
+    assert all(loaded.has_row(row.label, row.text) for row in base_rows())
+    assert not loaded.has_row("sql", TALK[0])
+    assert not [text for text in TALK for file in folder.iterdir() if text.encode() in file.read_bytes()]
 
 
 def test_loaded_weights_are_mapped_and_cannot_be_written(folder: Path) -> None:
@@ -156,6 +173,12 @@ class Bomb:
         return exec, ("raise SystemExit('unpickled')",)
 
 
+def test_keys_of_rows_out_of_order_are_refused(folder: Path) -> None:
+    replace_array(folder, "rows.npy", np.load(folder / "rows.npy")[::-1])
+    with pytest.raises(ClassifierInvalid, match=r"rows\.npy is not ascending"):
+        load_classifier(folder)
+
+
 def test_objects_and_pickles_are_refused_without_being_opened(folder: Path) -> None:
     replace_array(folder, "weights.npy", np.array([Bomb()], dtype=object))
     with pytest.raises(ClassifierInvalid, match="no plain array"):
@@ -177,7 +200,7 @@ def test_a_huge_header_or_shape_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "problem"),
     [
-        ("schema", 2, "schema is 2"),
+        ("schema", 1, "schema is 1"),
         ("text_rule", "first user turn", "text_rule"),
         ("labels", ["sql", "booking"], "labels"),
         ("labels", ["base"], "labels"),
@@ -185,6 +208,13 @@ def test_a_huge_header_or_shape_is_refused(folder: Path) -> None:
         ("temperature", 0, "temperature"),
         ("temperature", "1", "temperature"),
         ("threshold", None, "threshold"),
+        ("rows", -1, "rows"),
+        ("encoder", "meanings", "encoder"),
+        ("encoder", {**asdict(Meanings.ref), "precision": "int4"}, "encoder"),
+        ("encoder", {**asdict(Meanings.ref), "dimension": 0}, "encoder"),
+        ("encoder", {**asdict(Meanings.ref), "name": 7}, "encoder"),
+        ("encoder", {**asdict(Meanings.ref), "dimension": True}, "encoder"),
+        ("encoder", asdict(Meanings.ref), "dense.npy is"),
         ("unseen_idf", True, "unseen_idf"),
         ("score", "luck", "score"),
         ("summary", [], "summary"),

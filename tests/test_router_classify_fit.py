@@ -13,7 +13,8 @@ from adapters.errors import BadInput
 from adapters.rows import LabelledText
 from router.classify.classifier import MAX_EARLIER_TURNS, Classifier
 from router.classify.fit import fit_classifier
-from tests.classifier_rows import TALK, base_rows, routes_rows
+from router.errors import ClassifierInvalid
+from tests.classifier_rows import TALK, Meanings, base_rows, routes_rows
 
 ROWS = routes_rows()
 IN_SCOPE = {
@@ -189,6 +190,61 @@ def test_no_text_crashes_a_decision_and_the_same_text_gets_the_same_one(text: st
     assert scores == classifier.scores(text * times)
     assert 0 <= scores.confidence <= 1
     assert sum(classifier.scores_per_route(text).values()) == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def with_encoder() -> Classifier:
+    return fit_classifier(ROWS + base_rows(), encoder=Meanings())
+
+
+def test_an_encoder_finds_the_route_of_words_that_no_example_has(
+    with_encoder: Classifier, with_base: Classifier
+) -> None:
+    """`query` and `reserve` are in no example; only their vectors are those of `select` and `book`."""
+    for text, route in (("query", "sql"), ("reserve", "booking")):
+        vector = Meanings().encode([text])[0]
+        assert with_encoder.scores_per_route(text, vector)[route] > with_base.scores_per_route(text)[route]
+        assert with_encoder.scores(text, vector).route == route
+        assert (with_encoder.explain(text, vector).encoder or 0) > 0
+    assert (with_encoder.encoder, with_base.encoder) == (Meanings.ref, None)
+
+
+def test_each_text_is_encoded_once() -> None:
+    encoder = Meanings()
+    fresh = [r for r in routes_rows(40, seed=9) if r not in ROWS]
+    fit_classifier(ROWS + ROWS, encoder=encoder)
+    assert sorted(encoder.texts) == sorted({r.text for r in ROWS})
+    encoder.texts.clear()
+    fit_classifier(ROWS, calibration=fresh, encoder=encoder)
+    assert sorted(encoder.texts) == sorted(r.text for r in ROWS + fresh)
+
+
+def test_each_turn_is_judged_with_its_own_vector(with_encoder: Classifier) -> None:
+    turns = [TALK[0], IN_SCOPE["sql"], IN_SCOPE["booking"]]
+    vectors = Meanings().encode(turns)
+    assert with_encoder.decide_text(turns, vectors) == with_encoder.scores(turns[1], vectors[1])
+    assert with_encoder.decide_text([]).abstains
+
+
+def test_a_missing_or_misshaped_vector_is_refused(with_encoder: Classifier, with_base: Classifier) -> None:
+    four = Meanings().encode(["select"])[0]
+    for classifier, vector in ((with_encoder, None), (with_encoder, four[:3]), (with_base, four)):
+        with pytest.raises(ClassifierInvalid, match="vector of shape"):
+            classifier.scores("select", vector)
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_rows_with_an_encoder_give_a_classifier_too(name: str) -> None:
+    rows = AWKWARD[name]
+    classifier = fit_classifier(rows, encoder=Meanings())
+    found = [classifier.scores(r.text, Meanings().encode([r.text])[0]) for r in rows]
+    assert all(0 <= scores.confidence <= 1 for scores in found)
+
+
+def test_a_classifier_knows_which_rows_it_was_fitted_on(with_base: Classifier) -> None:
+    assert all(with_base.has_row(r.label, r.text) for r in ROWS + base_rows())
+    assert not with_base.has_row("sql", "never seen")
+    assert not with_base.has_row("booking", next(r.text for r in ROWS if r.label == "sql"))
 
 
 def test_an_explanation_names_the_words_that_weighed_most(with_base: Classifier) -> None:

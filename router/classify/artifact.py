@@ -1,8 +1,10 @@
 """The classifier on disk: a folder without pickle. `loader.py` reads it back.
 
     weights.npy      float32 (features, labels)
+    dense.npy        float32 (dimension of the encoder, labels); no rows without an encoder
     idf.npy          float64 (features,)
     vocabulary.json  {"words": [...], "characters": [...]}: terms by column
+    rows.npy         uint64 (rows,), ascending: 64 bits of the sha256 of each row it was fitted on
     classifier.json  everything else, and size and sha256 of the files above; written last
 
 The digest is the sha256 of classifier.json's canonical content without its field `digest`. The terms of the
@@ -18,6 +20,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +31,9 @@ from adapters.rows import canonical_json, sha256_json
 
 from .classifier import Classifier
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "classifier.json"
-FILES = ("weights.npy", "idf.npy", "vocabulary.json")
+FILES = ("weights.npy", "dense.npy", "idf.npy", "vocabulary.json", "rows.npy")
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
@@ -70,8 +73,10 @@ def _encode(classifier: Classifier) -> dict[str, bytes]:
     vocabulary = json.dumps({"words": list(words.columns), "characters": list(characters.columns)})
     return {
         "weights.npy": _npy(classifier.head.weights),
+        "dense.npy": _npy(classifier.head.dense),
         "idf.npy": _npy(np.array(idf, dtype=np.float64)),
         "vocabulary.json": vocabulary.encode(),
+        "rows.npy": _npy(classifier.rows),
     }
 
 
@@ -80,6 +85,8 @@ def _body(classifier: Classifier, files: Mapping[str, bytes]) -> dict[str, objec
         "schema": SCHEMA,
         "text_rule": classifier.text_rule,
         "labels": list(classifier.head.labels),
+        "rows": len(classifier.rows),
+        "encoder": asdict(classifier.encoder) if classifier.encoder else None,
         "unseen_idf": classifier.features.words.unseen_idf,
         "temperature": classifier.temperature,
         "score": classifier.score_name,
@@ -92,7 +99,7 @@ def _body(classifier: Classifier, files: Mapping[str, bytes]) -> dict[str, objec
     }
 
 
-def _npy(array: npt.NDArray[np.floating]) -> bytes:
+def _npy(array: npt.NDArray[np.generic]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()

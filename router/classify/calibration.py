@@ -20,6 +20,7 @@ from .abstain import (
     separating_threshold,
 )
 from .classifier import BASE
+from .encoded import EncodedRows
 from .features import Features
 from .head import Head, Labels, Scalars, fit_temperature
 
@@ -28,7 +29,7 @@ NEGATIVE = -1
 FOLDS = 5
 MANY_ROWS = 5_000  # from here on one held-out fold is calibration enough, and four further fits are saved
 
-Fit = Callable[[Sequence[LabelledText]], tuple[Features, Head]]
+Fit = Callable[[EncodedRows], tuple[Features, Head]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +88,30 @@ def learn_abstention(rows: Calibration, coverage: float) -> Abstention:
     return Abstention(temperature, name, threshold, holds)
 
 
-def apply(features: Features, head: Head, rows: Sequence[LabelledText]) -> Calibration:
+def apply(features: Features, head: Head, rows: EncodedRows) -> Calibration:
     """What `head` says of `rows`; those of a label it does not have are left out."""
     columns = {label: at for at, label in enumerate(head.labels)}
     base = columns.get(BASE)
     columns |= dict.fromkeys(NEGATIVES, NEGATIVE if base is None else base)
-    known = [row for row in rows if row.label in columns]
-    logits = np.array([head.logits(features.transform(row.text)) for row in known], dtype=np.float64)
-    targets = np.array([columns[row.label] for row in known], dtype=np.int64)
+    known = rows.where([label in columns for label in rows.labels])
+    logits = np.array(
+        [head.logits(features.transform(text), known.vector(at)) for at, text in enumerate(known.texts)],
+        dtype=np.float64,
+    )
+    targets = np.array([columns[label] for label in known.labels], dtype=np.int64)
     return Calibration(logits.reshape(len(known), len(head.labels)), targets, base)
 
 
-def hold_out(rows: Sequence[LabelledText], fit: Fit, seed: int) -> Calibration:
+def hold_out(rows: EncodedRows, fit: Fit, seed: int) -> Calibration:
     """Each row judged by a `fit` on the other folds: 5 in turn, or only the first of them with `MANY_ROWS`.
 
     A label's only row stays in every fit, so that each knows all labels, and is not judged.
     """
-    folds = _folds(rows, seed)
+    folds = _folds(rows.rows, seed)
     parts: list[Calibration] = []
     for fold in range(1 if len(rows) >= MANY_ROWS else FOLDS):
-        features, head = fit([row for row, own in zip(rows, folds, strict=True) if own != fold])
-        parts.append(apply(features, head, [row for row, own in zip(rows, folds, strict=True) if own == fold]))
+        features, head = fit(rows.where([own != fold for own in folds]))
+        parts.append(apply(features, head, rows.where([own == fold for own in folds])))
     logits, targets = (np.concatenate(arrays) for arrays in zip(*((p.logits, p.targets) for p in parts), strict=True))
     return Calibration(logits, targets, parts[0].base)
 

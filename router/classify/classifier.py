@@ -1,4 +1,7 @@
-"""A fitted classifier: text in, `Scores` out. Frozen, deterministic, thread-safe, no I/O; numpy only."""
+"""A fitted classifier: text in, `Scores` out. Frozen, deterministic, thread-safe, no I/O; numpy only.
+
+Where it was fitted with an encoder, each text comes with the vector that encoder gives it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,12 @@ from functools import cached_property
 
 import numpy as np
 
+from ..errors import ClassifierInvalid
 from ..types import Scores
 from .abstain import NOTHING_KNOWN, ScoreName, decision_scores
-from .features import Features, Sparse
+from .encoded import Keys, row_key
+from .encoding import EncoderRef
+from .features import Features, Floats, Sparse
 from .head import Head, Scalars, log_sum_exp
 
 BASE = "base"
@@ -23,20 +29,24 @@ class Explanation:
     """Why a text goes where it goes.
 
     `probabilities`: label → calibrated probability, largest first. `terms`: the terms that weighed most for the
-    top route, each with what it added to that route's logit beyond its mean over all labels.
+    top route, each with what it added to that route's logit beyond its mean over all labels. `encoder`: what the
+    encoder's vector added likewise, `None` without one.
     """
 
     scores: Scores
     reason: str
     probabilities: Mapping[str, float]
     terms: tuple[tuple[str, float], ...]
+    encoder: float | None = None
 
 
 @dataclass(frozen=True)
 class Classifier:
     """Features, head and abstention under one digest (the artifact's; of the parameters alone before it is saved).
 
-    `summary` is what the fit reported: JSON values only, no text of any example.
+    `summary` is what the fit reported: JSON values only, no text of any example. `rows` are the keys of the rows it
+    was fitted on. `encoder` says whose vectors the methods need; without it they take none, and where a vector is
+    missing or has another length they raise `ClassifierInvalid`.
     """
 
     features: Features
@@ -45,7 +55,9 @@ class Classifier:
     score_name: ScoreName
     threshold: float
     summary: Mapping[str, object]
+    rows: Keys
     digest: str
+    encoder: EncoderRef | None = None
     text_rule: str = TEXT_RULE
 
     @cached_property
@@ -57,34 +69,72 @@ class Classifier:
     def routes(self) -> tuple[str, ...]:
         return tuple(label for label in self.head.labels if label != BASE)
 
-    def scores(self, text: str) -> Scores:
-        """The top route of `text`, never `base`: the base class speaks through the score, which it lowers."""
-        sparse = self.features.transform(text)
-        return self._scores(sparse, self.head.logits(sparse))
+    def has_row(self, label: str, text: str) -> bool:
+        """Whether the fit has seen `text` as an example of `label` (a route or `base`)."""
+        key = np.uint64(row_key(label, text))
+        at = int(np.searchsorted(self.rows, key))
+        return at < len(self.rows) and bool(self.rows[at] == key)
 
-    def decide_text(self, turns: Sequence[str]) -> Scores:
-        """`text_rule` on user turns, newest first: the first that does not abstain, else the newest one's scores."""
+    def scores(self, text: str, vector: Floats | None = None) -> Scores:
+        """The top route of `text`, never `base`: the base class speaks through the score, which it lowers.
+
+        `vector` (dimension,) is the encoder's, where there is one.
+        """
+        sparse = self.features.transform(text)
+        return self._scores(self._known(sparse, text), self._logits(sparse, vector))
+
+    def decide_text(self, turns: Sequence[str], vectors: Floats | None = None) -> Scores:
+        """`text_rule` on user turns, newest first: the first that does not abstain, else the newest one's scores.
+
+        `vectors` (at least as many as the turns within reach, dimension) in the order of `turns`. No turn at all
+        abstains without one.
+        """
         newest: Scores | None = None
-        for turn in turns[: 1 + MAX_EARLIER_TURNS] or [""]:
-            scores = self.scores(turn)
+        for at, turn in enumerate(turns[: 1 + MAX_EARLIER_TURNS]):
+            scores = self.scores(turn, None if vectors is None else vectors[at])
             if not scores.abstains:
                 return scores
             newest = newest or scores
-        return newest or self.scores("")
+        return newest or self._scores(False, np.zeros(len(self.head.labels)))
 
-    def scores_per_route(self, text: str) -> dict[str, float]:
+    def scores_per_route(self, text: str, vector: Floats | None = None) -> dict[str, float]:
         """Calibrated probability of each label (`base` too where it was learned), largest first."""
-        return self._probabilities(self.head.logits(self.features.transform(text)))
+        return self._probabilities(self._logits(self.features.transform(text), vector))
 
-    def explain(self, text: str, most: int = 10) -> Explanation:
+    def explain(self, text: str, vector: Floats | None = None, most: int = 10) -> Explanation:
         """`scores` with the reasons behind them."""
         sparse = self.features.transform(text)
-        logits = self.head.logits(sparse)
-        scores = self._scores(sparse, logits)
-        gains = self._gains(sparse, self.head.labels.index(scores.route))
+        logits = self._logits(sparse, vector)
+        known = self._known(sparse, text)
+        scores = self._scores(known, logits)
+        column = self.head.labels.index(scores.route)
+        gains = self._gains(sparse, column)
         terms = sorted(gains.items(), key=lambda item: (-item[1], item[0]))[:most]
-        reason = _reason(scores, sparse, self.score_name)
-        return Explanation(scores, reason, self._probabilities(logits), tuple(terms))
+        reason = _reason(scores, known, self.score_name)
+        return Explanation(
+            scores, reason, self._probabilities(logits), tuple(terms), self._encoder_gain(vector, column)
+        )
+
+    def _logits(self, sparse: Sparse, vector: Floats | None) -> Scalars:
+        found = None if vector is None else vector.shape
+        expected = None if self.encoder is None else (self.encoder.dimension,)
+        if found != expected:
+            name = "no encoder" if self.encoder is None else f"encoder {self.encoder.name}"
+            raise ClassifierInvalid(
+                f"a vector of shape {found} came with the text, expected {expected}",
+                hint=f"this classifier was fitted with {name}",
+            )
+        return self.head.logits(sparse, vector)
+
+    def _known(self, sparse: Sparse, text: str) -> bool:
+        """Whether there is anything in `text` to judge it by."""
+        return bool(len(sparse.indices)) or (self.encoder is not None and bool(text.strip()))
+
+    def _encoder_gain(self, vector: Floats | None, column: int) -> float | None:
+        if vector is None:
+            return None
+        gains = vector @ self.head.dense
+        return float(gains[column] - (gains.mean() if len(gains) > 1 else 0.0))
 
     def _gains(self, sparse: Sparse, column: int) -> dict[str, float]:
         """What each term added to the logit of `column`, gains only. A word and its equal letters are added up."""
@@ -96,13 +146,13 @@ class Classifier:
             gains[names[index]] = gains.get(names[index], 0.0) + float(gain)
         return {term: gain for term, gain in gains.items() if gain > 0}
 
-    def _scores(self, sparse: Sparse, logits: Scalars) -> Scores:
+    def _scores(self, known: bool, logits: Scalars) -> Scores:
         base = self.base_column
         reachable = logits if base is None else np.delete(logits, base)
         at = int(reachable.argmax())
         confidence = float(np.exp(reachable[at] / self.temperature - log_sum_exp(logits / self.temperature)))
         score = NOTHING_KNOWN
-        if len(sparse.indices):
+        if known:
             score = float(decision_scores(self.score_name, logits, self.temperature, base))
         return Scores(self.routes[at], confidence, score, self.threshold)
 
@@ -112,8 +162,8 @@ class Classifier:
         return {self.head.labels[at]: float(shares[at]) for at in np.argsort(-shares, kind="stable")}
 
 
-def _reason(scores: Scores, sparse: Sparse, score_name: ScoreName) -> str:
-    if not len(sparse.indices):
+def _reason(scores: Scores, known: bool, score_name: ScoreName) -> str:
+    if not known:
         return "no word or letter group of it occurs in any example: the base answers"
     relation = "is under" if scores.abstains else "reaches"
     outcome = "the base answers" if scores.abstains else f"{scores.route} answers"

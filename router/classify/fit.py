@@ -14,6 +14,8 @@ from adapters.types import parse_route_name
 from .artifact import digest_of
 from .calibration import NEGATIVES, Abstention, Calibration, apply, hold_out, learn_abstention, row_digest
 from .classifier import BASE, Classifier
+from .encoded import EncodedRows, encode_rows, row_keys
+from .encoding import Encoder
 from .features import Features, fit_features
 from .head import Head, fit_head, stack
 
@@ -29,27 +31,40 @@ def fit_classifier(
     coverage: float = DEFAULT_COVERAGE,
     calibration: Sequence[LabelledText] = (),
     seed: int = 0,
+    encoder: Encoder | None = None,
 ) -> Classifier:
     """Fit on `rows`; `base` and `oos` rows become the base class.
 
     Temperature, score and threshold are learned on `calibration` where given (rows of labels that `rows` lack
-    and texts that `rows` hold are left out), else on rows held out in turn; `seed` deals those.
-    Raises `BadInput` listing every problem of the rows, `ClassifierInvalid` where the head does not converge.
+    and texts that `rows` hold are left out), else on rows held out in turn; `seed` deals those. With an `encoder`
+    its vectors are features too, each text encoded once.
+    Raises `BadInput` listing every problem of the rows, `ClassifierInvalid` where the head does not converge, and
+    what `encoder.encode` raises.
     """
     distinct = _distinct(rows, coverage)
-    features, head = _fit(distinct)
+    encoded = encode_rows(distinct, encoder)
+    features, head = _fit(encoded)
     if calibration:
         fitted_on = {row.text for row in distinct}
-        judged = apply(features, head, [row for row in calibration if row.text not in fitted_on])
+        fresh = [row for row in calibration if row.text not in fitted_on]
+        judged = apply(features, head, encode_rows(fresh, encoder))
     else:
-        judged = hold_out(distinct, _fit, seed)
+        judged = hold_out(encoded, _fit, seed)
     learned = learn_abstention(judged, coverage)
     summary = {"duplicates": len(rows) - len(distinct), **_summary(distinct, judged, learned), "coverage": coverage}
     classifier = Classifier(
-        features, head, learned.temperature, learned.score_name, learned.threshold or 0.0, summary, digest=""
+        features,
+        head,
+        learned.temperature,
+        learned.score_name,
+        learned.threshold or 0.0,
+        summary,
+        row_keys(distinct),
+        digest="",
+        encoder=encoder.ref if encoder else None,
     )
     if learned.threshold is None:
-        classifier = replace(classifier, threshold=_threshold_of_examples(classifier, distinct))
+        classifier = replace(classifier, threshold=_threshold_of_examples(classifier, encoded))
     return replace(classifier, digest=digest_of(classifier))
 
 
@@ -74,11 +89,11 @@ def _distinct(rows: Sequence[LabelledText], coverage: float) -> list[LabelledTex
     return [LabelledText(text, label) for label, text in sorted(pairs)]
 
 
-def _fit(rows: Sequence[LabelledText]) -> tuple[Features, Head]:
-    counts = Counter(row.label for row in rows)
-    features = fit_features([row.text for row in rows], [counts[row.label] < FEW_EXAMPLES for row in rows])
-    matrix = stack([features.transform(row.text) for row in rows], features.size)
-    return features, fit_head(matrix, [row.label for row in rows])
+def _fit(rows: EncodedRows) -> tuple[Features, Head]:
+    counts = Counter(rows.labels)
+    features = fit_features(rows.texts, [counts[label] < FEW_EXAMPLES for label in rows.labels])
+    matrix = stack([features.transform(text) for text in rows.texts], features.size)
+    return features, fit_head(matrix, rows.vectors, rows.labels)
 
 
 def _summary(rows: Sequence[LabelledText], judged: Calibration, learned: Abstention) -> dict[str, object]:
@@ -98,5 +113,7 @@ def _summary(rows: Sequence[LabelledText], judged: Calibration, learned: Abstent
     }
 
 
-def _threshold_of_examples(classifier: Classifier, rows: Sequence[LabelledText]) -> float:
-    return SHARE_WITHOUT_CALIBRATION * min(classifier.scores(row.text).score for row in rows if row.label != BASE)
+def _threshold_of_examples(classifier: Classifier, rows: EncodedRows) -> float:
+    return SHARE_WITHOUT_CALIBRATION * min(
+        classifier.scores(row.text, rows.vector(at)).score for at, row in enumerate(rows.rows) if row.label != BASE
+    )

@@ -1,7 +1,9 @@
-"""The head: multinomial logistic regression over sparse features, and its temperature.
+"""The head: multinomial logistic regression over sparse features and an encoder's vector, and its temperature.
 
-logits = x · W with x (features,) and W (features, labels); probabilities = softmax(logits / T). There is no
-intercept, so that a text without a known term gets equal logits and speaks for no label.
+logits = x · W + v · D with x (features,) and W (features, labels), v (dimension,) of length 1 and D (dimension,
+labels), which has no rows without an encoder; probabilities = softmax(logits / T). There is no intercept, so that
+a text without a known term gets equal logits and speaks for no label.
+Both are fitted as one regression over [x, α v], α being `ENCODER_SCALE`; D holds α times its weights.
 With a single label there is nothing to tell apart: W is then the unit mean of its examples and the logit is
 the similarity of a text to it.
 """
@@ -28,19 +30,21 @@ Labels = npt.NDArray[np.int64]
 INVERSE_REGULARISATION = 30.0  # C; chosen on CLINC150 val and the suite's router_dev among 0.1 … 100
 TOLERANCE = 1e-5  # the default of scikit-learn stops 1.5 points of accuracy too early with 150 labels
 MAX_ITERATIONS = 2_000
+ENCODER_SCALE = 2.0  # α
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """`labels` in the order of the columns of `weights` (features, labels)."""
+    """`labels` in the order of the columns of `weights` (features, labels) and `dense` (dimension, labels)."""
 
     labels: tuple[str, ...]
     weights: Floats
+    dense: Floats
 
-    def logits(self, sparse: Sparse) -> Scalars:
-        """(labels,)"""
+    def logits(self, sparse: Sparse, vector: Floats | None = None) -> Scalars:
+        """(labels,); `vector` (dimension,) is the encoder's, where there is one."""
         logits: Scalars = (sparse.values @ self.weights[sparse.indices]).astype(np.float64)
-        return logits
+        return logits if vector is None else logits + vector @ self.dense
 
 
 def log_sum_exp(values: Scalars) -> Scalars:
@@ -61,16 +65,32 @@ def stack(rows: Sequence[Sparse], size: int) -> csr_matrix:
     return matrix
 
 
-def fit_head(matrix: csr_matrix, labels: Sequence[str]) -> Head:
-    """Fit on `matrix` (rows, features) and one label a row. Raises `ClassifierInvalid` where it does not converge."""
+def fit_head(sparse: csr_matrix, vectors: Floats | None, labels: Sequence[str]) -> Head:
+    """Fit on `sparse` (rows, features), `vectors` (rows, dimension) where there is an encoder, and one label a row.
+
+    Raises `ClassifierInvalid` where it does not converge.
+    """
+    from scipy.sparse import csr_matrix, hstack
+
+    matrix = sparse if vectors is None else hstack([sparse, csr_matrix(ENCODER_SCALE * vectors)], format="csr")
+    names = tuple(sorted(set(labels)))
+    weights = _mean(matrix) if len(names) == 1 else _regress(matrix, labels)
+    size = sparse.shape[1]
+    return Head(names, weights[:size], np.float32(ENCODER_SCALE) * weights[size:])
+
+
+def _mean(matrix: csr_matrix) -> Floats:
+    """(features, 1), of length 1"""
+    mean: Floats = np.asarray(matrix.mean(axis=0), dtype=np.float32).reshape(-1, 1)
+    return mean / np.float32(max(float(np.linalg.norm(mean)), 1e-12))
+
+
+def _regress(matrix: csr_matrix, labels: Sequence[str]) -> Floats:
+    """(features, labels)"""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
-    names = tuple(sorted(set(labels)))
-    if len(names) == 1:
-        mean = np.asarray(matrix.mean(axis=0), dtype=np.float32).reshape(-1, 1)
-        return Head(names, mean / max(float(np.linalg.norm(mean)), 1e-12))
     model = LogisticRegression(C=INVERSE_REGULARISATION, fit_intercept=False, tol=TOLERANCE, max_iter=MAX_ITERATIONS)
     # One thread: the order of summation, and so the digest, must not depend on the machine's load.
     with warnings.catch_warnings(), threadpool_limits(1):
@@ -80,9 +100,9 @@ def fit_head(matrix: csr_matrix, labels: Sequence[str]) -> Head:
         except ConvergenceWarning as error:
             raise ClassifierInvalid(f"logistic regression did not converge in {MAX_ITERATIONS} steps") from error
     weights = model.coef_.T
-    if len(names) == 2:  # scikit-learn keeps the log-odds of the second label alone
+    if weights.shape[1] == 1:  # scikit-learn keeps the log-odds of the second label alone
         weights = np.hstack([-weights / 2, weights / 2])
-    return Head(names, np.ascontiguousarray(weights, dtype=np.float32))
+    return np.ascontiguousarray(weights, dtype=np.float32)
 
 
 def fit_temperature(logits: Scalars, targets: Labels) -> float:

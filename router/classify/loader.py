@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,15 @@ from ..errors import ClassifierInvalid
 from .abstain import SCORE_NAMES, ScoreName
 from .artifact import FILES, MANIFEST, SCHEMA
 from .classifier import BASE, TEXT_RULE, Classifier
+from .encoding import EncoderRef, Precision
 from .features import build_features
 from .head import Head
 
+Number = TypeVar("Number", bound=np.number)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 MAX_MANIFEST_BYTES = 8 * 1024 * 1024
+ENCODER_FIELDS = f"name, digest, precision ({' or '.join(PRECISIONS)}), dimension and max_tokens"
+MAX_NAME_CHARACTERS = 200
 MAX_HEADER_BYTES = 1_000  # of an .npy file; ours take 128
 
 
@@ -38,6 +43,11 @@ def load_classifier(folder: Path, *, digest: str | None = None) -> Classifier:
     vocabulary = _vocabulary(folder / "vocabulary.json")
     size, labels = sum(map(len, vocabulary)), len(manifest.labels)
     weights = _array(folder / "weights.npy", np.float32, (size, labels), problems)
+    dimension = manifest.encoder.dimension if manifest.encoder else 0
+    dense = _array(folder / "dense.npy", np.float32, (dimension, labels), problems)
+    rows = _array(folder / "rows.npy", np.uint64, (manifest.rows,), problems)
+    if not (rows[1:] > rows[:-1]).all():
+        problems.append("rows.npy is not ascending")
     idf = _array(folder / "idf.npy", np.float64, (size,), problems)
     _raise(problems)
     values = idf.tolist()
@@ -49,12 +59,14 @@ def load_classifier(folder: Path, *, digest: str | None = None) -> Classifier:
     )
     return Classifier(
         features,
-        Head(manifest.labels, weights),
+        Head(manifest.labels, weights, dense),
         manifest.temperature,
         manifest.score,
         manifest.threshold,
         manifest.summary,
+        rows,
         manifest.digest,
+        manifest.encoder,
     )
 
 
@@ -73,6 +85,8 @@ class _Manifest:
         if value.get("text_rule") != TEXT_RULE:
             self.problems.append(f"text_rule is {value.get('text_rule')!r:.80}, this version follows {TEXT_RULE!r}")
         self.labels = self._labels()
+        self.rows = self._count("rows")
+        self.encoder = self._encoder()
         self.unseen_idf = self._number("unseen_idf")
         self.temperature = self._number("temperature")
         self.threshold = self._number("threshold")
@@ -102,12 +116,29 @@ class _Manifest:
             return 1.0
         return float(found)
 
+    def _count(self, key: str) -> int:
+        found = self._value.get(key)
+        if type(found) is not int or found < 1:
+            self.problems.append(f"{key} is {found!r:.40}, expected a positive whole number")
+            return 1
+        return found
+
     def _score(self) -> ScoreName:
         for name in SCORE_NAMES:
             if name == self._value.get("score"):
                 return name
         self.problems.append(f"score is {self._value.get('score')!r:.40}, expected one of {', '.join(SCORE_NAMES)}")
         return SCORE_NAMES[0]
+
+    def _encoder(self) -> EncoderRef | None:
+        found = self._value.get("encoder")
+        if found is None:
+            return None
+        try:
+            return _encoder_ref(found if isinstance(found, dict) else {})
+        except ValueError:
+            self.problems.append(f"encoder is {found!r:.200}, expected {ENCODER_FIELDS}")
+            return None
 
     def _mapping(self, key: str) -> dict[str, object]:
         found = self._value.get(key)
@@ -128,6 +159,19 @@ class _Manifest:
                 self.problems.append(f"files: {name} lacks bytes or sha256")
             files[name] = (size if isinstance(size, int) else 0, str(sha256))
         return files
+
+
+def _encoder_ref(found: Mapping[str, object]) -> EncoderRef:
+    """Raises `ValueError`."""
+    name, digest, dimension, max_tokens = (found.get(key) for key in ("name", "digest", "dimension", "max_tokens"))
+    precision = next((known for known in PRECISIONS if known == found.get("precision")), None)
+    if not isinstance(name, str) or not isinstance(digest, str) or precision is None:
+        raise ValueError
+    if not isinstance(dimension, int) or not isinstance(max_tokens, int) or min(dimension, max_tokens) < 1:
+        raise ValueError
+    if max(len(name), len(digest)) > MAX_NAME_CHARACTERS or isinstance(dimension, bool) or isinstance(max_tokens, bool):
+        raise ValueError
+    return EncoderRef(name, digest, precision, dimension, max_tokens)
 
 
 def _manifest(folder: Path, digest: str | None) -> _Manifest:
@@ -187,14 +231,12 @@ def _vocabulary(path: Path) -> tuple[list[str], list[str]]:
     return blocks[0], blocks[1]
 
 
-def _array(
-    path: Path, kind: type[np.floating], shape: tuple[int, ...], problems: list[str]
-) -> npt.NDArray[np.floating]:
+def _array(path: Path, kind: type[Number], shape: tuple[int, ...], problems: list[str]) -> npt.NDArray[Number]:
     """The array in `path`; a wrong one is described in `problems`."""
     try:
         # Not mapped where it is empty: an empty file region cannot be.
         mode: Literal["r"] | None = "r" if math.prod(shape) else None
-        array: npt.NDArray[np.floating] = np.asarray(
+        array: npt.NDArray[Number] = np.asarray(
             np.load(path, mmap_mode=mode, allow_pickle=False, max_header_size=MAX_HEADER_BYTES)
         )
     except (OSError, ValueError, EOFError, MemoryError, SyntaxError) as error:
@@ -202,7 +244,8 @@ def _array(
         return np.zeros(shape, dtype=kind)
     if array.dtype != kind or array.shape != shape:
         problems.append(f"{path.name} is {array.dtype} {array.shape}, expected {np.dtype(kind)} {shape}")
-    elif not np.isfinite(array).all():
+        return np.zeros(shape, dtype=kind)
+    if not np.isfinite(array).all():
         problems.append(f"{path.name} holds NaN or Inf")
     return array
 
