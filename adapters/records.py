@@ -38,6 +38,7 @@ def gateway_document(gateway: GatewayRow) -> dict[str, object]:
         "classifier_digest": gateway.classifier_digest,
         "base_id": gateway.base_id,
         "base_fingerprint": gateway.base_fingerprint,
+        "exemplars_digest": gateway.exemplars_digest,
     }
 
 
@@ -53,6 +54,7 @@ def gateway_from_row(row: Row[*tuple[object, ...]]) -> GatewayRow:
         classifier_digest=_text(document, "classifier_digest"),
         base_id=_text(document, "base_id"),
         base_fingerprint=_text(document, "base_fingerprint"),
+        exemplars_digest=_text(document, "exemplars_digest"),
     )
 
 

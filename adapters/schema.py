@@ -1,8 +1,11 @@
 """The registry's tables, in SQLAlchemy Core that SQLite and PostgreSQL both run.
 
 `events` is the truth; `routes` and `classifier` are folds of it, written in the event's own transaction.
-`versions`, `evidence` and `classifiers` are immutable rows an event points to; `examples` holds exemplar
-text outside the event log, so that forgetting truly deletes it; `gateways` are heartbeats.
+`versions`, `evidence` and `classifiers` are immutable rows an event points to; `examples`, `corrections` and
+`feedback` hold text outside the event log, so that forgetting truly deletes it; `gateways` are heartbeats.
+
+Tables that came later are made when an older registry is opened: the schema's number stays, so that gateways of
+both versions can share it while a fleet is being upgraded.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from sqlalchemy import (
     create_engine,
     event,
     insert,
+    inspect,
     make_url,
     select,
 )
@@ -90,6 +94,29 @@ examples = Table(
     Column("position", Integer, nullable=False),
     Column("text", Text, nullable=False),
     Column("source", String(200), nullable=False),
+)
+corrections = Table(
+    "corrections",
+    metadata,
+    Column("text_digest", String(64), primary_key=True),
+    Column("label", String(63), nullable=False, index=True),
+    Column("text", Text, nullable=False),
+    Column("source", String(200), nullable=False),
+    Column("time", String(32), nullable=False),
+    Column("serial", Integer, nullable=False),
+)
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("label", String(63), nullable=False),
+    Column("text_digest", String(64), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("source", String(200), nullable=False, index=True),
+    Column("time", String(32), nullable=False),
+    Column("times", Integer, nullable=False),
+    UniqueConstraint("label", "text_digest"),
+    sqlite_autoincrement=True,  # an id that was accepted or rejected never comes to mean another text
 )
 classifiers = Table(
     "classifiers",
@@ -162,11 +189,11 @@ def _sqlite_begin(connection: Connection) -> None:
 
 def _prepare(engine: Engine) -> None:
     found = _schema_number(engine)
-    if found is None:
+    if found is None or (found == SCHEMA_NUMBER and _lacks_tables(engine)):
         try:
             _create(engine)
         except DBAPIError:  # of two processes that make the tables at once, PostgreSQL lets one fail
-            if _schema_number(engine) is None:
+            if _lacks_tables(engine):
                 raise
         found = _schema_number(engine)
     if found != SCHEMA_NUMBER:
@@ -180,6 +207,10 @@ def _schema_number(engine: Engine) -> int | None:
     with engine.connect() as connection:
         exists = engine.dialect.has_table(connection, registry.name)
         return connection.execute(select(registry.c.schema)).scalar() if exists else None
+
+
+def _lacks_tables(engine: Engine) -> bool:
+    return not set(metadata.tables).issubset(inspect(engine).get_table_names())
 
 
 def _create(engine: Engine) -> None:

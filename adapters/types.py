@@ -18,6 +18,9 @@ EventKind = Literal[
     "route_changed",
     "route_forgotten",
     "examples_changed",
+    "corrected",
+    "correction_removed",
+    "feedback_rejected",
     "published",
     "evidence_added",
     "promoted",
@@ -26,6 +29,7 @@ EventKind = Literal[
     "enabled",
     "retired",
     "classifier_published",
+    "classifier_evidence_added",
     "classifier_promoted",
     "classifier_rolled_back",
 ]
@@ -222,6 +226,7 @@ class GatewayRow:
     classifier_digest: str | None = None
     base_id: str | None = None
     base_fingerprint: str | None = None
+    exemplars_digest: str | None = None
 
     @property
     def base_unverified(self) -> bool:

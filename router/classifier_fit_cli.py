@@ -10,7 +10,7 @@ import click
 from adapters.classifiers import promote_classifier, publish_classifier
 from adapters.command import PATH, open_home
 from adapters.errors import BadInput
-from adapters.examples import examples_of
+from adapters.exemplars import exemplars_of
 from adapters.home import Home, home_options
 from adapters.output import json_option, print_json, print_table
 from adapters.registry import Registry
@@ -63,9 +63,9 @@ def fit(
 
 
 def registry_rows(registry: Registry) -> list[LabelledText]:
-    """The examples of every route, labelled by it. Raises `BadInput` where there are none."""
-    rows = [LabelledText(text, route.name) for route in registry.routes() for text in examples_of(registry, route.name)]
-    if not rows:
+    """Examples of all routes and corrections in force. Raises `BadInput` where no route has any."""
+    rows = [LabelledText(one.text, one.label) for one in exemplars_of(registry).rows]
+    if all(row.label == BASE for row in rows):
         raise BadInput("no route has examples", hint="add some with `branchline route examples NAME add`")
     return rows
 
