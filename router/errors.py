@@ -81,6 +81,14 @@ class ClassifierInvalid(RouterError):
     """A classifier artifact that cannot be read or does not match its digest."""
 
 
+class EncoderUnavailable(RouterError):
+    """No encoder, or not the one that is needed: not given, not readable, not exportable, or of another digest."""
+
+
+class EncoderOverloaded(RouterError):
+    """More texts wait for the encoder than it takes."""
+
+
 class ConfigInvalid(RouterError):
     """Settings that cannot be served with; the message lists every problem."""
 
@@ -107,6 +115,8 @@ TABLE: dict[type[Exception], Wire] = {
     EngineFailed: Wire(502, "server_error", "engine_failed"),
     EngineUnavailable: Wire(503, "server_error", "engine_unavailable"),
     ClassifierInvalid: Wire(500, "server_error", "classifier_invalid"),
+    EncoderUnavailable: Wire(503, "server_error", "encoder_unavailable"),
+    EncoderOverloaded: Wire(429, "rate_limit_error", "encoder_overloaded"),
     ConfigInvalid: Wire(500, "server_error", "config_invalid"),
     RouterError: Wire(500, "server_error", "internal_error"),
     InvalidName: Wire(400, "invalid_request_error", "invalid_name"),
