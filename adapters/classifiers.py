@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, insert, select
 
 from . import schema
-from .errors import NotFound, Refused
+from .classifier_evidence import ClassifierEvidence
+from .errors import Conflict, NotFound, Refused
 from .journal import Journal, read_classifier
 from .records import classifier_from_row
 from .store import Store
-from .types import ClassifierVersion, Event, Json
+from .types import ClassifierState, ClassifierVersion, Event, Json
 
 
 def publish_classifier(
@@ -37,15 +38,28 @@ def publish_classifier(
         return version
 
 
-def promote_classifier(journal: Journal, number: int, *, why: str | None = None) -> Event:
-    """Make a published classifier the one in use."""
+def promote_classifier(
+    journal: Journal,
+    number: int,
+    *,
+    why: str | None = None,
+    gate: Json | None = None,
+    expected: ClassifierState | None = None,
+) -> Event:
+    """Make a published classifier the one in use. The gate is the caller's (`classifier_promotion`), and recorded.
+
+    Raises `Conflict` where another classifier is live than in the state that was judged (`expected`).
+    """
     with journal.transaction() as connection:
         state = read_classifier(connection)
         if not 1 <= number <= state.latest:
-            raise NotFound(f"no classifier {number}", hint="see `branchline classifier list`")
+            raise _unknown(number)
         if number == state.live:
             raise Refused(f"classifier {number} is live already", hint="see `branchline classifier list`")
-        return journal.append_classifier(connection, "classifier_promoted", number, why=why, payload={})
+        if expected is not None and expected.live != state.live:
+            raise Conflict(f"classifier {state.live} went live meanwhile", hint="judge again, against that one")
+        payload = {"gate": dict(gate)} if gate else {}
+        return journal.append_classifier(connection, "classifier_promoted", number, why=why, payload=payload)
 
 
 def rollback_classifier(journal: Journal, *, why: str | None = None) -> Event:
@@ -67,3 +81,52 @@ def live_classifier(journal: Journal) -> ClassifierVersion | None:
         live = read_classifier(connection).live
         row = connection.execute(select(table).where(table.c.number == live)).first()
         return None if row is None else classifier_from_row(row)
+
+
+def classifier_version(journal: Journal, number: int) -> ClassifierVersion:
+    """Raises `NotFound`."""
+    table = schema.classifiers
+    with journal.reading() as connection:
+        row = connection.execute(select(table).where(table.c.number == number)).first()
+    if row is None:
+        raise _unknown(number)
+    return classifier_from_row(row)
+
+
+def add_classifier_evidence(
+    journal: Journal, store: Store, version: ClassifierVersion, evidence: ClassifierEvidence
+) -> str:
+    """File evidence about a classifier and say so in the history; the same twice changes nothing.
+
+    Returns its digest. Raises `Refused` for evidence about another classifier.
+    """
+    if evidence.classifier_digest != version.digest:
+        raise Refused(
+            f"this evidence speaks of classifier {evidence.classifier_digest[:16]}, "
+            f"number {version.number} is {version.digest[:16]}",
+            hint="evaluate this classifier",
+        )
+    digest = store.put_classifier_evidence(evidence)
+    with journal.transaction() as connection:
+        if digest not in _evidence_digests(connection, version.number):
+            payload = {"digest": digest}
+            journal.append_classifier(connection, "classifier_evidence_added", version.number, payload=payload)
+    return digest
+
+
+def classifier_evidence(journal: Journal, store: Store, version: ClassifierVersion) -> list[ClassifierEvidence]:
+    """A classifier's evidence, oldest first, each verified against its digest."""
+    with journal.reading() as connection:
+        digests = _evidence_digests(connection, version.number)
+    return [store.classifier_evidence(digest) for digest in digests]
+
+
+def _evidence_digests(connection: Connection, number: int) -> list[str]:
+    table = schema.events
+    mine = (table.c.kind == "classifier_evidence_added") & (table.c.number == number)
+    query = select(table.c.payload).where(mine).order_by(table.c.serial)
+    return [str(payload["digest"]) for payload in connection.execute(query).scalars()]
+
+
+def _unknown(number: int) -> NotFound:
+    return NotFound(f"no classifier {number}", hint="see `branchline classifier list`")

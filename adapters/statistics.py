@@ -1,4 +1,4 @@
-"""One-sided confidence bounds of a mean of paired differences, without scipy (this room starts fast).
+"""Paired differences: one-sided confidence bounds of their mean, and McNemar's test; no scipy (this room starts fast).
 
 Student's t bound: mean ∓ t(confidence, n − 1) · s / √n, s the sample standard deviation.
 """
@@ -41,3 +41,16 @@ def student_t_quantile(probability: float, degrees_of_freedom: int) -> float:
     g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
     return z + g1 / n + g2 / n**2 + g3 / n**3 + g4 / n**4
+
+
+def mcnemar_p(fixed: int, broken: int) -> float:
+    """McNemar's exact two-sided p that `fixed` wrongs became right and `broken` rights wrong by chance alone.
+
+    min(1, 2 · P(X ≤ min(fixed, broken))), X binomial with n = fixed + broken and ½ (McNemar 1947, Psychometrika 12).
+    """
+    trials = fixed + broken
+    ways = total = 1
+    for k in range(min(fixed, broken)):
+        ways = ways * (trials - k) // (k + 1)
+        total += ways
+    return min(1.0, 2 * total / 2**trials)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .check import FILES
+from .classifier_evidence import ClassifierEvidence, parse_classifier_evidence
 from .errors import BadInput, NotFound, StoreCorrupted
 from .evidence import Evidence, parse_evidence
 from .files import copy_file, make_folder, sync, write_atomically
@@ -24,6 +25,7 @@ from .rows import sha256_file
 from .types import AdapterVersion, Manifest, RouteName, parse_route_name
 
 _STAGING = ".staging"
+_CLASSIFIER = "classifier"
 _ABANDONED_SECONDS = 24 * 3600.0
 _HEX = frozenset("0123456789abcdef")
 
@@ -117,28 +119,21 @@ class Store:
         """File evidence under its own digest and return that; raises `BadInput` for what could not be read back."""
         content = evidence.to_json().encode()
         parse_evidence(content)
-        digest = hashlib.sha256(content).hexdigest()
-        path = self._evidence_path(route, digest)
-        make_folder(path.parent)
-        if not path.exists() or sha256_file(path) != digest:
-            write_atomically(path, content)
-        if self.remote is not None:
-            self.remote.put(content, self._key(path))
-        return digest
+        return self._put_document(self.root / parse_route_name(route), content)
 
     def evidence(self, route: str, digest: str) -> Evidence:
         """Evidence by digest, verified."""
-        path = self._evidence_path(route, digest)
-        if self.remote is not None and not path.exists() and (found := self.remote.get(self._key(path))) is not None:
-            make_folder(path.parent)
-            write_atomically(path, found)
-        try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
-            raise NotFound(f"no stored evidence {digest[:16]} for {route}", hint="attach it again") from None
-        if hashlib.sha256(raw).hexdigest() != digest:
-            raise StoreCorrupted(f"evidence {digest[:16]} of {route} was altered", hint="attach it again")
-        return parse_evidence(raw)
+        return parse_evidence(self._document(self.root / parse_route_name(route), digest, route))
+
+    def put_classifier_evidence(self, evidence: ClassifierEvidence) -> str:
+        """As `put_evidence`, about a classifier."""
+        content = evidence.to_json().encode()
+        parse_classifier_evidence(content)
+        return self._put_document(self.root / _CLASSIFIER, content)
+
+    def classifier_evidence(self, digest: str) -> ClassifierEvidence:
+        """Evidence about a classifier by digest, verified."""
+        return parse_classifier_evidence(self._document(self.root / _CLASSIFIER, digest, "the classifier"))
 
     def publish_classifier(self, staged: Path, digest: str) -> Path:
         """Place a staged classifier folder under the digest it carries; its own loader verifies it against that."""
@@ -155,11 +150,31 @@ class Store:
 
     def _classifier_path(self, digest: str) -> Path:
         _require_digest(digest)
-        return self.root / "classifier" / digest
+        return self.root / _CLASSIFIER / digest
 
-    def _evidence_path(self, route: str, digest: str) -> Path:
+    def _put_document(self, home: Path, content: bytes) -> str:
+        digest = hashlib.sha256(content).hexdigest()
+        path = home / "evidence" / f"{digest}.json"
+        make_folder(path.parent)
+        if not path.exists() or sha256_file(path) != digest:
+            write_atomically(path, content)
+        if self.remote is not None:
+            self.remote.put(content, self._key(path))
+        return digest
+
+    def _document(self, home: Path, digest: str, whose: str) -> bytes:
         _require_digest(digest)
-        return self.root / parse_route_name(route) / "evidence" / f"{digest}.json"
+        path = home / "evidence" / f"{digest}.json"
+        if self.remote is not None and not path.exists() and (found := self.remote.get(self._key(path))) is not None:
+            make_folder(path.parent)
+            write_atomically(path, found)
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            raise NotFound(f"no stored evidence {digest[:16]} for {whose}", hint="attach it again") from None
+        if hashlib.sha256(raw).hexdigest() != digest:
+            raise StoreCorrupted(f"evidence {digest[:16]} of {whose} was altered", hint="attach it again")
+        return raw
 
     def _place(self, target: Path, staged: Path, manifest: bytes) -> Path:
         make_folder(target.parent)
