@@ -55,7 +55,6 @@ class ClassifierEvidence:
     source: Source
     name: str
     rows_digest: str
-    created: str
     items: tuple[DecidedItem, ...]
     schema: int = SCHEMA
 
@@ -100,8 +99,8 @@ def _evidence(value: Mapping[str, object]) -> ClassifierEvidence:
     items = value["items"]
     if not isinstance(items, list):
         raise ValueError(f"items are {shown(items)}, expected a list")
-    texts = [_text(value, key) for key in ("classifier_digest", "name", "rows_digest", "created")]
-    evidence = ClassifierEvidence(texts[0], source, texts[1], texts[2], texts[3], tuple(map(_item, items)))
+    texts = [_text(value, key) for key in ("classifier_digest", "name", "rows_digest")]
+    evidence = ClassifierEvidence(texts[0], source, texts[1], texts[2], tuple(map(_item, items)))
     if len(evidence.by_key) != len(items):
         raise ValueError("an item stands there twice")
     return evidence

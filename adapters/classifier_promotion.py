@@ -26,7 +26,13 @@ class ClassifierPromotion:
 
 
 def promote_through_gate(
-    journal: Journal, store: Store, number: int, *, policy: ClassifierPolicy, forced: str | None = None
+    journal: Journal,
+    store: Store,
+    number: int,
+    *,
+    policy: ClassifierPolicy,
+    forced: str | None = None,
+    why: str | None = None,
 ) -> ClassifierPromotion:
     """Promote if the gate passes it, or if `forced` gives a reason, which stays in the history with what was unmet.
 
@@ -44,7 +50,7 @@ def promote_through_gate(
             )
         gate = {"unmet": list(verdict.unmet), "numbers": verdict.numbers, "forced": forced is not None}
         try:
-            event = promote_classifier(journal, number, why=forced, gate=gate, expected=state)
+            event = promote_classifier(journal, number, why=forced or why, gate=gate, expected=state)
         except Conflict:
             continue  # another one went live while the evidence was read: judge again
         return ClassifierPromotion(event, verdict, state.live)

@@ -96,9 +96,9 @@ def classifier_version(journal: Journal, number: int) -> ClassifierVersion:
 def add_classifier_evidence(
     journal: Journal, store: Store, version: ClassifierVersion, evidence: ClassifierEvidence
 ) -> str:
-    """File evidence about a classifier and say so in the history; the same twice changes nothing.
+    """File evidence about a classifier and say so in the history; what is its newest already changes nothing.
 
-    Returns its digest. Raises `Refused` for evidence about another classifier.
+    Returns the evidence's digest. Raises `Refused` for evidence about another classifier.
     """
     if evidence.classifier_digest != version.digest:
         raise Refused(
@@ -108,7 +108,7 @@ def add_classifier_evidence(
         )
     digest = store.put_classifier_evidence(evidence)
     with journal.transaction() as connection:
-        if digest not in _evidence_digests(connection, version.number):
+        if _evidence_digests(connection, version.number)[-1:] != [digest]:
             payload = {"digest": digest}
             journal.append_classifier(connection, "classifier_evidence_added", version.number, payload=payload)
     return digest

@@ -55,6 +55,14 @@ class LabelledText:
     label: str
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What somebody asked, and the label it carries where it carries one."""
+
+    prompt: tuple[Message, ...]
+    label: str | None
+
+
 def prompt_digest(prompt: Sequence[Message]) -> str:
     """sha256 (hex) of a prompt's roles and contents; a plain text counts as one user turn."""
     return sha256_json([[message.role, message.content] for message in prompt])
@@ -101,6 +109,13 @@ def read_labelled(path: Path) -> list[LabelledText]:
 def read_prompts(path: Path) -> list[tuple[Message, ...]]:
     """Rows of any kind (`text`, `input`, `messages`) as prompts, for `classifier decide`."""
     return _collect(path, _prompt)
+
+
+def read_asked(path: Path) -> tuple[list[Asked], int]:
+    """Rows of any kind with their label, and how many were left out: rows without text, as a decision log has them."""
+    found = _collect(path, _asked)
+    asked = [one for one in found if one is not None]
+    return asked, len(found) - len(asked)
 
 
 def last_user_text(prompt: Sequence[Message]) -> str:
@@ -212,6 +227,12 @@ def _prompt(row: Mapping[str, object]) -> tuple[Message, ...]:
         messages = _messages(row["messages"])
         return messages[:-1] if messages[-1].role == "assistant" else messages
     return (Message("user", _string(row, "text" if "text" in row else "input")),)
+
+
+def _asked(row: Mapping[str, object]) -> Asked | None:
+    if all(row.get(key) is None for key in ("messages", "text", "input")):
+        return None
+    return Asked(_prompt(row), None if row.get("label") is None else _string(row, "label"))
 
 
 def _text(row: Mapping[str, object]) -> str:

@@ -53,4 +53,4 @@ def mcnemar_p(fixed: int, broken: int) -> float:
     for k in range(min(fixed, broken)):
         ways = ways * (trials - k) // (k + 1)
         total += ways
-    return min(1.0, 2 * total / 2**trials)
+    return min(1.0, total / (1 << max(trials - 1, 0)))

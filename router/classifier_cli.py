@@ -1,36 +1,37 @@
-"""The `classifier` group and `explain`: fit, judge and look into the classifier from the command line."""
+"""The `classifier` group: what is published, what is live, and how that changes."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
-from adapters.classifiers import live_classifier, promote_classifier, rollback_classifier
-from adapters.command import PATH, open_home
-from adapters.errors import BadInput, NotFound
+from adapters.classifier_gate import ClassifierPolicy
+from adapters.classifier_promotion import ClassifierPromotion, promote_through_gate
+from adapters.classifiers import rollback_classifier
+from adapters.command import open_home
+from adapters.errors import InvalidName
+from adapters.gate import Verdict
 from adapters.home import Home, home_options
 from adapters.output import json_option, note, print_json, print_table
-from adapters.rows import Message, canonical_json, prompt_digest, read_labelled, read_prompts
+from adapters.records import event_row
 
+from .classifier_diff_cli import diff
+from .classifier_eval_cli import decide, evaluate_file
 from .classifier_fit_cli import fit
-from .classify.classifier import Classifier
-from .classify.loader import load_classifier
+from .explain_cli import explain
 
-classifier_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
-    "--classifier", "folder", type=PATH, help="A classifier folder [default: the live one of the registry]."
-)
+__all__ = ["classifier", "explain"]
+_DEFAULT = ClassifierPolicy()
 
 
 @click.group()
 def classifier() -> None:
-    """Fit, evaluate, promote and roll back the classifier."""
+    """Fit, evaluate, compare, promote and roll back the classifier."""
 
 
-classifier.add_command(fit)
+for command in (decide, diff, evaluate_file, fit):
+    classifier.add_command(command)
 
 
 @classifier.command(name="list")
@@ -58,14 +59,59 @@ def list_classifiers(home: Home, as_json: bool) -> None:
 
 
 @classifier.command()
-@click.argument("number", type=int)
-@click.option("--why", help="Kept in the history.")
+@json_option
 @home_options
-def promote(home: Home, number: int, why: str | None) -> None:
-    """Make classifier NUMBER the one in use."""
+def history(home: Home, as_json: bool) -> None:
+    """Print every event of the classifier: who, when, what, why."""
     registry, _ = open_home(home)
-    promote_classifier(registry, number, why=why)
-    click.echo(f"classifier {number} is live")
+    events = [event for event in registry.events() if event.kind.startswith("classifier_")]
+    if as_json:
+        print_json([event_row(event) for event in events])
+        return
+    rows = [(one.serial, one.time, one.kind, one.number, one.actor, one.why) for one in events]
+    print_table(("serial", "time", "event", "classifier", "who", "why"), rows)
+
+
+@classifier.command()
+@click.argument("number", type=int)
+@click.option("--force", "forced", metavar="WHY", help="Promote although the gate refuses; stays in the history.")
+@click.option("--why", help="Kept in the history.")
+@click.option("--min-items", default=_DEFAULT.min_items, show_default=True, help="Items that both were judged on.")
+@click.option("--max-loss", default=_DEFAULT.max_loss, show_default=True, help="Accuracy that may be lost, 0 to 1.")
+@click.option("--max-base-loss", default=_DEFAULT.max_base_loss, show_default=True, help="Base recall, likewise.")
+@click.option(
+    "--max-route-loss",
+    default=_DEFAULT.max_route_loss,
+    show_default=True,
+    help=f"Recall that a route with {_DEFAULT.route_items} items or more may lose.",
+)
+@json_option
+@home_options
+def promote(
+    home: Home,
+    number: int,
+    forced: str | None,
+    why: str | None,
+    min_items: int,
+    max_loss: float,
+    max_base_loss: float,
+    max_route_loss: float,
+    as_json: bool,
+) -> None:
+    """Make classifier NUMBER the one in use, if its evidence passes the promotion gate.
+
+    It is compared with the live classifier on the same items: the bounds of the differences in accuracy and in base
+    recall (paired, one-sided, 95 %) may not fall below minus the allowed loss. The first needs no evidence.
+    """
+    if forced is not None and not forced.strip():
+        raise InvalidName("--force needs a reason", hint='write --force "why"')
+    policy = ClassifierPolicy(min_items, max_loss, max_base_loss, max_route_loss)
+    registry, store = open_home(home)
+    done = promote_through_gate(registry, store, number, policy=policy, forced=forced, why=why)
+    if as_json:
+        print_json({**event_row(done.event), "replaced": done.replaced})
+        return
+    print_promotion(done)
 
 
 @classifier.command()
@@ -78,90 +124,21 @@ def rollback(home: Home, why: str | None) -> None:
     click.echo(f"classifier {event.number} is live")
 
 
-@classifier.command(name="eval")
-@click.argument("file", type=PATH)
-@classifier_option
-@json_option
-@home_options
-def evaluate_file(home: Home, file: Path, folder: Path | None, as_json: bool) -> None:
-    """Score the classifier on FILE, rows {"text", "label"}; `base` and `oos` mean that no route is right."""
-    from .classify.calibration import NEGATIVES
-    from .classify.evaluate import evaluate
-
-    chosen = choose_classifier(home, folder)
-    rows = read_labelled(file)
-    unknown = sorted({row.label for row in rows} - NEGATIVES - set(chosen.routes))
-    if unknown:
-        note(f"note: the classifier has no route {', '.join(unknown)}; these rows count as misses")
-    found = asdict(evaluate(chosen, rows))
-    if as_json:
-        print_json(found)
-    else:
-        print_table(["measure", "value"], [[key, value] for key, value in found.items()])
+def print_promotion(done: ClassifierPromotion) -> None:
+    """What the gate had found, and that it is live."""
+    for unmet in done.verdict.unmet:
+        note(f"forced over: {unmet}")
+    comparison = _comparison(done.verdict)
+    if done.replaced is not None and comparison:
+        print_table(["measure", f"live {done.replaced}", f"now {done.event.number}", "difference at least"], comparison)
+    first = "; it is the first: nothing to compare it with" if done.replaced is None else ""
+    click.echo(f"classifier {done.event.number} is live (serial {done.event.serial}){first}")
 
 
-@classifier.command()
-@click.argument("file", type=PATH)
-@click.option("--out", type=PATH, required=True, help="Where the decisions go, one JSON object a line.")
-@classifier_option
-@home_options
-def decide(home: Home, file: Path, out: Path, folder: Path | None) -> None:
-    """Write the decision for each row of FILE: row digest, route (null = base), score, classifier digest."""
-    chosen = choose_classifier(home, folder)
-    lines: dict[str, str] = {}
-    for prompt in read_prompts(file):
-        scores = chosen.decide_text(_user_turns(prompt))
-        row = prompt_digest(prompt)
-        route = None if scores.abstains else scores.route
-        decision = {"row": row, "route": route, "score": scores.score, "classifier": chosen.digest}
-        lines[row] = canonical_json(decision)
-    _write_lines(out, list(lines.values()))
-    click.echo(f"{len(lines)} decisions written to {out.name}")
-
-
-@click.command()
-@click.argument("text")
-@classifier_option
-@json_option
-@home_options
-def explain(home: Home, text: str, folder: Path | None, as_json: bool) -> None:
-    """Say where TEXT would be routed, and why."""
-    chosen = choose_classifier(home, folder)
-    found = chosen.explain(text)
-    scores = found.scores
-    if as_json:
-        route = None if scores.abstains else scores.route
-        print_json({"route": route, "classifier": chosen.digest, **asdict(found)})
-        return
-    click.echo(found.reason)
-    shares = list(found.probabilities.items())[:5]
-    print_table(["label", "probability"], [[label, f"{share:.4f}"] for label, share in shares])
-    if found.terms:
-        print_table(["term", f"for {scores.route}"], [[repr(term), f"{gain:.4f}"] for term, gain in found.terms])
-
-
-def choose_classifier(home: Home, folder: Path | None) -> Classifier:
-    """The classifier in `folder`, else the live one. Raises `NotFound` before the first promotion."""
-    if folder:
-        return load_classifier(folder)
-    registry, store = open_home(home)
-    live = live_classifier(registry)
-    if live is None:
-        raise NotFound("no classifier is live", hint="run `branchline classifier fit --promote`")
-    return load_classifier(store.classifier_folder(live.digest), digest=live.digest)
-
-
-def _user_turns(prompt: Sequence[Message]) -> list[str]:
-    """User turns, newest first."""
-    return [message.content for message in reversed(prompt) if message.role == "user"]
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    staged = path.parent / f".{path.name}.{uuid.uuid4().hex}"
-    try:
-        staged.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        staged.replace(path)
-    except OSError as error:
-        raise BadInput(f"cannot write {path.name}: {error.strerror}", hint="check the folder") from error
-    finally:
-        staged.unlink(missing_ok=True)
+def _comparison(verdict: Verdict) -> list[list[object]]:
+    numbers = verdict.numbers
+    return [
+        [key.replace("_", " "), *(f"{numbers[name]:.4f}" for name in (f"live_{key}", f"common_{key}", f"{key}_bound"))]
+        for key in ("accuracy", "base_recall")
+        if f"{key}_bound" in numbers
+    ]

@@ -1,0 +1,70 @@
+"""Which classifier a command works with: the live one, a published number or a folder; and what it says of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from adapters.classifiers import classifier_version, live_classifier
+from adapters.command import open_home
+from adapters.errors import NotFound
+from adapters.home import Home
+
+from .classify.classifier import MAX_EARLIER_TURNS, Classifier
+from .classify.encoding import Encoder
+from .classify.loader import load_classifier
+from .types import Scores
+
+LIVE = "live"
+classifier_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+    "--classifier",
+    "named",
+    metavar="NUMBER|DIR",
+    default=LIVE,
+    help="A published classifier's number or a classifier folder [default: the live one].",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A loaded classifier; `number` is its place in the registry, `None` for a folder. `encoder` where it needs one."""
+
+    classifier: Classifier
+    number: int | None
+    encoder: Encoder | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        digest = self.classifier.digest[:16]
+        return digest if self.number is None else f"{self.number} ({digest})"
+
+    def score(self, texts: Sequence[str]) -> list[Scores]:
+        """Scores of each text as a single turn. Raises what `Encoder.encode` raises."""
+        return self.decide([[text] for text in texts])
+
+    def decide(self, prompts: Sequence[Sequence[str]]) -> list[Scores]:
+        """The decision on the user turns of each prompt, newest first."""
+        read = [turns[: 1 + MAX_EARLIER_TURNS] for turns in prompts]
+        if self.encoder is None:
+            return [self.classifier.decide_text(turns) for turns in read]
+        vectors = self.encoder.encode([turn for turns in read for turn in turns])
+        found, at = [], 0
+        for turns in read:
+            found.append(self.classifier.decide_text(turns, vectors[at : at + len(turns)]))
+            at += len(turns)
+        return found
+
+
+def choose_classifier(home: Home, named: str = LIVE) -> Chosen:
+    """`live`, a number, or else a folder. Raises `NotFound`, and `ClassifierInvalid` for one that cannot be read."""
+    if named != LIVE and not named.isdecimal():
+        return Chosen(load_classifier(Path(named)), None)
+    registry, store = open_home(home)
+    version = live_classifier(registry) if named == LIVE else classifier_version(registry, int(named))
+    if version is None:
+        raise NotFound("no classifier is live", hint="run `branchline classifier fit --promote`")
+    return Chosen(load_classifier(store.classifier_folder(version.digest), digest=version.digest), version.number)
