@@ -1,0 +1,100 @@
+"""ONNX files by digest: exported once, checked on every reading, built again where they are not what they were."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from adapters.files import make_folder, sync, write_atomically
+
+from ...errors import EncoderUnavailable
+from ..encoding import Precision
+from .layout import Layout
+
+EXPORT_SECONDS = 900.0
+
+
+def cached_model(layout: Layout, precision: Precision, cache: Path) -> bytes:
+    """The ONNX model of `layout` out of `cache`, exported into it first where needed. Blocks: seconds then.
+
+    `<digest>-<precision>.onnx` lies beside its sha256; a pair that does not match is built again. Of several
+    processes one exports, the others wait for it. Needs torch only where the fp32 file is missing.
+    Raises `EncoderUnavailable` where the model cannot be exported, or the folder not be written.
+    """
+    path = cache / f"{layout.digest}-{precision}.onnx"
+    if (found := _intact(path)) is not None:
+        return found
+    try:
+        make_folder(cache)
+        with _held(cache / f".{layout.digest}.lock"):
+            return _built(layout, precision, cache)
+    except OSError as error:
+        raise EncoderUnavailable(
+            f"the exported encoder {layout.name} cannot be kept ({error.strerror})", hint=f"check the folder {cache}"
+        ) from error
+
+
+def _built(layout: Layout, precision: Precision, cache: Path) -> bytes:
+    path = cache / f"{layout.digest}-{precision}.onnx"
+    if (found := _intact(path)) is not None:
+        return found  # somebody else built it while we waited
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".new-") as aside:
+        new = Path(aside) / path.name
+        if precision == "fp32":
+            _run(layout, ["fp32", str(layout.folder), layout.pooling, str(new)])
+        else:
+            _built(layout, "fp32", cache)
+            _run(layout, ["int8", str(cache / f"{layout.digest}-fp32.onnx"), str(new)])
+        content = new.read_bytes()
+        sync(new)
+        new.replace(path)
+    write_atomically(_checksum(path), hashlib.sha256(content).hexdigest().encode())
+    return content
+
+
+def _intact(path: Path) -> bytes | None:
+    """The bytes of `path` if they are those that were written."""
+    try:
+        content, expected = path.read_bytes(), _checksum(path).read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    return content if hashlib.sha256(content).hexdigest() == expected else None
+
+
+def _checksum(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+@contextmanager
+def _held(lock: Path) -> Iterator[None]:
+    """Wait for the file `lock` and hold it; it goes with the process, however that ends."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _run(layout: Layout, arguments: Sequence[str]) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-m", "router.classify.encoder.export", *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=EXPORT_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        raise EncoderUnavailable(
+            f"encoder {layout.name} could not be exported to {arguments[0]}: {last:.300}",
+            hint="exporting takes pip install 'branchline[encoder]'; it may be done on another machine, see the cache",
+        )
