@@ -36,12 +36,13 @@ Fit = Callable[[EncodedRows], tuple[Features, Head]]
 class Calibration:
     """`logits` (rows, labels) of unseen rows; `targets` (rows,): the column of each row's label.
 
-    A negative has the column of the base class, or `NEGATIVE` where none was learned.
+    A negative has the column of the base class, or `NEGATIVE` where none was learned. `rows` are the rows themselves.
     """
 
     logits: Scalars
     targets: Labels
     base: int | None
+    rows: tuple[LabelledText, ...] = ()
 
     @property
     def negative(self) -> Flags:
@@ -99,7 +100,7 @@ def apply(features: Features, head: Head, rows: EncodedRows) -> Calibration:
         dtype=np.float64,
     )
     targets = np.array([columns[label] for label in known.labels], dtype=np.int64)
-    return Calibration(logits.reshape(len(known), len(head.labels)), targets, base)
+    return Calibration(logits.reshape(len(known), len(head.labels)), targets, base, tuple(known.rows))
 
 
 def hold_out(rows: EncodedRows, fit: Fit, seed: int) -> Calibration:
@@ -113,7 +114,7 @@ def hold_out(rows: EncodedRows, fit: Fit, seed: int) -> Calibration:
         features, head = fit(rows.where([own != fold for own in folds]))
         parts.append(apply(features, head, rows.where([own == fold for own in folds])))
     logits, targets = (np.concatenate(arrays) for arrays in zip(*((p.logits, p.targets) for p in parts), strict=True))
-    return Calibration(logits, targets, parts[0].base)
+    return Calibration(logits, targets, parts[0].base, tuple(row for part in parts for row in part.rows))
 
 
 def row_digest(row: LabelledText, seed: int = 0) -> bytes:

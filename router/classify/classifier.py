@@ -83,6 +83,10 @@ class Classifier:
         sparse = self.features.transform(text)
         return self._scores(self._known(sparse, text), self._logits(sparse, vector))
 
+    def scores_of(self, logits: Scalars) -> Scores:
+        """What is made of `logits` (labels,), whoever computed them: the weights of another fit, for one."""
+        return self._scores(True, logits)
+
     def decide_text(self, turns: Sequence[str], vectors: Floats | None = None) -> Scores:
         """`text_rule` on user turns, newest first: the first that does not abstain, else the newest one's scores.
 

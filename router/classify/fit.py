@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from adapters.errors import BadInput, InvalidName
 from adapters.rows import LabelledText
 from adapters.types import parse_route_name
 
+from ..types import Scores
 from .artifact import digest_of
 from .calibration import NEGATIVES, Abstention, Calibration, apply, hold_out, learn_abstention, row_digest
 from .classifier import BASE, Classifier
@@ -25,6 +26,20 @@ DEFAULT_COVERAGE = 0.99
 SHARE_WITHOUT_CALIBRATION = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A classifier, and the calibration rows that its abstention was learned on."""
+
+    classifier: Classifier
+    judged: Calibration
+
+    @property
+    def held_out(self) -> list[tuple[LabelledText, Scores]]:
+        """Each calibration row with what is said of it by weights that never saw it."""
+        scores = [self.classifier.scores_of(logits) for logits in self.judged.logits]
+        return list(zip(self.judged.rows, scores, strict=True))
+
+
 def fit_classifier(
     rows: Sequence[LabelledText],
     *,
@@ -33,6 +48,18 @@ def fit_classifier(
     seed: int = 0,
     encoder: Encoder | None = None,
 ) -> Classifier:
+    """`fit_and_judge`, for the classifier alone."""
+    return fit_and_judge(rows, coverage=coverage, calibration=calibration, seed=seed, encoder=encoder).classifier
+
+
+def fit_and_judge(
+    rows: Sequence[LabelledText],
+    *,
+    coverage: float = DEFAULT_COVERAGE,
+    calibration: Sequence[LabelledText] = (),
+    seed: int = 0,
+    encoder: Encoder | None = None,
+) -> Fitted:
     """Fit on `rows`; `base` and `oos` rows become the base class.
 
     Temperature, score and threshold are learned on `calibration` where given (rows of labels that `rows` lack
@@ -65,7 +92,7 @@ def fit_classifier(
     )
     if learned.threshold is None:
         classifier = replace(classifier, threshold=_threshold_of_examples(classifier, encoded))
-    return replace(classifier, digest=digest_of(classifier))
+    return Fitted(replace(classifier, digest=digest_of(classifier)), judged)
 
 
 def _distinct(rows: Sequence[LabelledText], coverage: float) -> list[LabelledText]:
