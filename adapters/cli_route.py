@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from . import examples as exemplar_texts
+from .cli_corrections import correct_texts, corrections, forget
 from .command import PATH, announce, find_version, open_home, wait_clock
 from .convergence import ALIVE_SECONDS
 from .errors import BadInput, InvalidName
@@ -25,6 +26,11 @@ from .types import AdapterRef, RouteState
 @click.group()
 def route() -> None:
     """Create routes; promote, roll back, disable and enable them."""
+
+
+route.add_command(correct_texts)
+route.add_command(corrections)
+route.add_command(forget)
 
 
 def traffic_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -174,17 +180,6 @@ def enable(home: Home, name: str, why: str | None, no_wait: bool, expect_revisio
     registry, _ = open_home(home)
     change = registry.enable(name, why=why, expected_revision=expect_revision)
     announce(registry, change, f"route {name} enabled", started, wait=not no_wait)
-
-
-@route.command()
-@click.argument("name")
-@click.option("--why", help="Why, for the history.")
-@home_options
-def forget(home: Home, name: str, why: str | None) -> None:
-    """Delete all example texts of NAME for good. Its versions and history stay."""
-    registry, _ = open_home(home)
-    change = exemplar_texts.forget_examples(registry, name, why=why)
-    click.echo(f"{change.event.payload['removed']} examples of {name} deleted")
 
 
 @route.command(name="list")

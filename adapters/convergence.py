@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .journal import Journal
@@ -37,10 +38,28 @@ def wait_in_force(
     `started` is `time.monotonic()` from where the wait is counted. A gateway counts as alive for
     `ALIVE_SECONDS` after its last heartbeat.
     """
+    return _wait(journal, lambda row: _problem(row, route, serial), started, timeout_seconds)
+
+
+def wait_exemplars(
+    journal: Journal, serial: int, digest: str | None, *, started: float, timeout_seconds: float = 2.0
+) -> Convergence:
+    """As `wait_in_force`, until all gateways alive decide with the exemplars that have this digest."""
+
+    def problem(row: GatewayRow) -> str | None:
+        late = _problem(row, None, serial)
+        return late or (None if row.exemplars_digest == digest else "still decides with other exemplars")
+
+    return _wait(journal, problem, started, timeout_seconds)
+
+
+def _wait(
+    journal: Journal, find_problem: Callable[[GatewayRow], str | None], started: float, timeout_seconds: float
+) -> Convergence:
     deadline = time.monotonic() + timeout_seconds
     while True:
         alive = [row for row in journal.gateways() if row.last_seen > time.time() - ALIVE_SECONDS]
-        problems = {row.gateway_id: problem for row in alive if (problem := _problem(row, route, serial))}
+        problems = {row.gateway_id: problem for row in alive if (problem := find_problem(row))}
         if not problems or time.monotonic() > deadline:
             waited_ms = (time.monotonic() - started) * 1000
             done = tuple(row.gateway_id for row in alive if row.gateway_id not in problems)

@@ -45,6 +45,10 @@ class Refused(AdaptersError):
     """The registry's rules do not allow the change in the present state."""
 
 
+class QueueFull(Refused):
+    """As much as may wait for an operator waits already."""
+
+
 class GateRefused(Refused):
     """The promotion gate found unmet conditions; `unmet` lists every one of them."""
 

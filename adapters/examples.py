@@ -1,4 +1,4 @@
-"""Example utterances of routes. Text lives here and nowhere else; events hold only the digest of a route's set."""
+"""Example utterances of routes. Events hold only the digest of a route's set, never text."""
 
 from __future__ import annotations
 
@@ -33,19 +33,21 @@ def add_examples(journal: Journal, name: str, texts: Sequence[str], *, source: s
         return _append(journal, connection, route, {"added": len(rows)})
 
 
-def require_texts(texts: Sequence[str]) -> None:
+def require_texts(texts: Sequence[str], *, what: str = "example") -> None:
     """Refuse texts that are empty, over-long or not Unicode; raises `BadInput` naming them all."""
     problems = []
     for place, one in enumerate(texts, 1):
         if not one.strip():
-            problems.append(f"example {place} is empty")
+            problems.append(f"{what} {place} is empty")
         if len(one) > MAX_TEXT_CHARACTERS:
-            problems.append(f"example {place} is over {MAX_TEXT_CHARACTERS} characters")
+            problems.append(f"{what} {place} is over {MAX_TEXT_CHARACTERS} characters")
         if not is_unicode(one):
-            problems.append(f"example {place} is not UTF-8 text")
+            problems.append(f"{what} {place} is not UTF-8 text")
+        elif "\0" in one:  # PostgreSQL stores none
+            problems.append(f"{what} {place} holds a NUL character")
     if problems:
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise BadInput("; ".join(problems[:20]) + more, hint="mend these examples; none was added")
+        raise BadInput("; ".join(problems[:20]) + more, hint=f"mend these {what}s; none was added")
 
 
 def remove_examples(journal: Journal, name: str, texts: Sequence[str]) -> Change:
@@ -58,19 +60,7 @@ def remove_examples(journal: Journal, name: str, texts: Sequence[str]) -> Change
             delete(table).where(table.c.route == route, table.c.text_digest.in_(chosen))
         ).rowcount
         change = _append(journal, connection, route, {"removed": removed})
-    _scrub(journal)
-    return change
-
-
-def forget_examples(journal: Journal, name: str, *, why: str | None = None) -> Change:
-    """Delete all exemplar text of a route: rows, free pages and write-ahead log. Versions and history stay."""
-    table = schema.examples
-    with journal.transaction() as connection:
-        route = require_route(connection, name).name
-        removed = connection.execute(delete(table).where(table.c.route == route)).rowcount
-        payload = {"removed": removed, "examples_digest": None}
-        change = journal.append(connection, "route_forgotten", route, why=why, payload=payload)
-    _scrub(journal)
+    scrub(journal)
     return change
 
 
@@ -93,8 +83,11 @@ def _append(journal: Journal, connection: Connection, route: RouteName, payload:
     return journal.append(connection, "examples_changed", route, payload=payload)
 
 
-def _scrub(journal: Journal) -> None:
-    """SQLite overwrites deleted rows (`secure_delete`), but old pages wait in its log until it is cut."""
+def scrub(journal: Journal) -> None:
+    """Cut SQLite's log: it overwrites deleted rows (`secure_delete`), but old pages wait there until then.
+
+    Raises `RegistryUnavailable` where a reader keeps it from being cut.
+    """
     if journal.engine.dialect.name != "sqlite":
         return
     with usable(), journal.engine.connect() as connection:

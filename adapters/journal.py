@@ -104,8 +104,17 @@ class Journal:
     def open(cls, url: str, *, actor: str | None = None) -> Self:
         return cls(schema.connect(url), actor=actor or local_actor())
 
+    @classmethod
+    def open_existing(cls, url: str, *, actor: str, busy_timeout_ms: int) -> Self:
+        """As `open`, but never makes a registry where there is none, and waits no longer for one that is locked."""
+        return cls(schema.connect(url, create=False, busy_timeout_ms=busy_timeout_ms), actor=actor)
+
     def close(self) -> None:
         self.engine.dispose()
+
+    def now(self) -> str:
+        """The time as events carry it."""
+        return self._clock()
 
     # -- writing --------------------------------------------------------------------------------------------------
 
@@ -136,6 +145,12 @@ class Journal:
         else:
             connection.execute(update(schema.routes).where(schema.routes.c.name == route).values(document))
         return Change(event, after)
+
+    def append_for_base(
+        self, connection: Connection, kind: EventKind, *, why: str | None = None, payload: Payload
+    ) -> Event:
+        """Write one event that belongs to no route, inside `transaction`."""
+        return self._insert(connection, kind, None, None, why, payload)
 
     def append_classifier(
         self, connection: Connection, kind: EventKind, number: int, *, why: str | None = None, payload: Payload

@@ -11,6 +11,7 @@ both versions can share it while a fleet is being upgraded.
 from __future__ import annotations
 
 import sqlite3
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import (
@@ -142,15 +143,19 @@ gateways = Table(
 )
 
 
-def connect(url: str) -> Engine:
-    """Open (and where it is new, make) the registry at `url`; raises `RegistryUnavailable` with the reason."""
+def connect(url: str, *, create: bool = True, busy_timeout_ms: int | None = None) -> Engine:
+    """Open the registry at `url`, and make it where it is new; raises `RegistryUnavailable` with the reason.
+
+    Without `create` one that is not there is not made either. SQLite waits `busy_timeout_ms` for other writers.
+    """
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite":
-            engine = _sqlite(url, parsed.database)
+            timeout_ms = BUSY_TIMEOUT_MS if busy_timeout_ms is None else busy_timeout_ms
+            engine = _sqlite(url, parsed.database, create=create, busy_timeout_ms=timeout_ms)
         else:
             engine = create_engine(url, pool_pre_ping=True)
-        _prepare(engine)
+        _prepare(engine, create=create)
     except (SQLAlchemyError, ImportError, OSError) as error:
         reason = error.orig if isinstance(error, DBAPIError) else error
         raise RegistryUnavailable(
@@ -159,20 +164,23 @@ def connect(url: str) -> Engine:
     return engine
 
 
-def _sqlite(url: str, database: str | None) -> Engine:
+def _sqlite(url: str, database: str | None, *, create: bool, busy_timeout_ms: int) -> Engine:
     if database and database != ":memory:" and not database.startswith("file:"):  # that is a URI, not a path
-        make_folder(Path(database).parent)
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
-    event.listen(engine, "connect", _sqlite_connected)
+        if create:
+            make_folder(Path(database).parent)
+        elif not Path(database).exists():
+            raise FileNotFoundError("there is none any more")
+    engine = create_engine(url, connect_args={"timeout": busy_timeout_ms / 1000, "check_same_thread": False})
+    event.listen(engine, "connect", partial(_sqlite_connected, busy_timeout_ms))
     event.listen(engine, "begin", _sqlite_begin)
     return engine
 
 
-def _sqlite_connected(connection: sqlite3.Connection, _record: object) -> None:
+def _sqlite_connected(busy_timeout_ms: int, connection: sqlite3.Connection, _record: object) -> None:
     """WAL for readers beside a writer; deleted exemplar text is overwritten; we begin transactions ourselves."""
     connection.isolation_level = None
     for pragma in (
-        f"busy_timeout={BUSY_TIMEOUT_MS}",
+        f"busy_timeout={busy_timeout_ms}",
         "journal_mode=WAL",
         "synchronous=FULL",
         "foreign_keys=ON",
@@ -187,9 +195,9 @@ def _sqlite_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _prepare(engine: Engine) -> None:
+def _prepare(engine: Engine, *, create: bool) -> None:
     found = _schema_number(engine)
-    if found is None or (found == SCHEMA_NUMBER and _lacks_tables(engine)):
+    if (found is None and create) or (found == SCHEMA_NUMBER and _lacks_tables(engine)):
         try:
             _create(engine)
         except DBAPIError:  # of two processes that make the tables at once, PostgreSQL lets one fail

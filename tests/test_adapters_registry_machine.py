@@ -20,8 +20,9 @@ from sqlalchemy.dialects import postgresql
 from adapters import schema
 from adapters.classifiers import live_classifier, promote_classifier, publish_classifier, rollback_classifier
 from adapters.errors import AlreadyExists, BranchlineError, Conflict, NotFound, Refused
-from adapters.examples import add_examples, examples_of, forget_examples, remove_examples
+from adapters.examples import add_examples, examples_of, remove_examples
 from adapters.fold import fold_classifier, fold_routes, route_from_json, route_to_json
+from adapters.forget import forget_texts
 from adapters.manifests import digest_of_files
 from adapters.registry import Registry
 from adapters.store import Store
@@ -307,7 +308,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def forget(self, route: str, crash: int | None) -> None:
         known = self.known(route)
-        act = lambda: forget_examples(self.registry, route)  # noqa: E731
+        act = lambda: forget_texts(self.registry, route)  # noqa: E731
         self.attempt(crash, act, self.refusal(route, None), known.texts.clear)
 
     def classifier_publish(self, number: int, crash: int | None) -> None:

@@ -1,0 +1,135 @@
+"""The queue of corrections that programs proposed: bounded, and without effect until an operator accepts.
+
+Nothing here writes an event before that, so that whoever may propose can fill no more than the queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select, true, update
+
+from . import schema
+from .corrections import Corrected, labels_of, put_corrections, require_label
+from .errors import NotFound, QueueFull
+from .examples import require_texts, scrub
+from .exemplars import BASE_LABEL, Exemplar
+from .journal import Journal
+from .rows import text_digest
+from .types import RouteName
+
+MAX_WAITING = 1000
+MAX_WAITING_OF_ONE_SOURCE = 250
+_MAX_TIMES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A proposed correction. `times` is how often it came; `source` is who came first."""
+
+    id: int
+    label: str
+    text: str
+    source: str
+    time: str
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which of the queue: those with these ids, those of a source, or (neither given) all."""
+
+    ids: tuple[int, ...] = ()
+    source: str | None = None
+
+
+def queue_feedback(journal: Journal, label: str, text: str, *, source: str) -> None:
+    """Propose that `text` belongs to `label`. What is known or waits already changes nothing but its count.
+
+    Raises `NotFound` for a route that is not there, `BadInput`, and `QueueFull`: nothing waiting is ever dropped.
+    """
+    require_texts([text], what="text")
+    table = schema.feedback
+    digest = text_digest(text)
+    with journal.transaction() as connection:
+        require_label(connection, label)
+        mine = (table.c.label == label) & (table.c.text_digest == digest)
+        times = connection.execute(select(table.c.times).where(mine)).scalar()
+        if times is not None:
+            connection.execute(update(table).where(mine).values(times=min(times + 1, _MAX_TIMES)))
+            return
+        _require_room(connection, source[:200])
+        if labels_of(connection, digest) == {label}:
+            return
+        values = {"label": label, "text_digest": digest, "text": text, "source": source[:200], "times": 1}
+        connection.execute(insert(table).values(**values, time=journal.now()))
+
+
+def waiting_feedback(journal: Journal) -> list[Waiting]:
+    """What waits, oldest first."""
+    with journal.reading() as connection:
+        return [_waiting(row) for row in _chosen(connection, Choice())]
+
+
+def accept_feedback(journal: Journal, choice: Choice, *, why: str | None = None) -> Corrected:
+    """Put proposed corrections in force. Raises `NotFound` where an id does not wait; then none is accepted."""
+    with journal.transaction() as connection:
+        rows = _chosen(connection, choice)
+        _drop(connection, rows)
+        return put_corrections(
+            journal, connection, [Exemplar(row.label, row.text, row.source) for row in rows], why=why
+        )
+
+
+def reject_feedback(journal: Journal, choice: Choice, *, why: str | None = None) -> int:
+    """Delete proposed corrections, text and all; how many. Raises `NotFound` as `accept_feedback`."""
+    with journal.transaction() as connection:
+        rows = _chosen(connection, choice)
+        _drop(connection, rows)
+        for label in sorted({row.label for row in rows}):
+            payload = {"rejected": [row.text_digest for row in rows if row.label == label]}
+            if label == BASE_LABEL:
+                journal.append_for_base(connection, "feedback_rejected", why=why, payload=payload)
+            else:
+                journal.append(connection, "feedback_rejected", RouteName(label), why=why, payload=payload)
+    scrub(journal)
+    return len(rows)
+
+
+def _require_room(connection: Connection, source: str) -> None:
+    table = schema.feedback
+    of_source = func.count().filter(table.c.source == source)
+    total, own = connection.execute(select(func.count(), of_source).select_from(table)).one()
+    if own >= MAX_WAITING_OF_ONE_SOURCE:
+        raise QueueFull(
+            f"{own} corrections of this source wait to be reviewed, which is all that one may have",
+            hint=f"review them: `branchline route corrections list --source {source}`",
+        )
+    if total >= MAX_WAITING:
+        raise QueueFull(
+            f"{total} corrections wait to be reviewed, which is all that may",
+            hint="review them: `branchline route corrections list`",
+        )
+
+
+def _chosen(connection: Connection, choice: Choice) -> Sequence[Row[*tuple[object, ...]]]:
+    table = schema.feedback
+    wanted: ColumnElement[bool] = true() if choice.source is None else table.c.source == choice.source
+    if choice.ids:
+        wanted &= table.c.id.in_(choice.ids)
+    rows = connection.execute(select(table).where(wanted).order_by(table.c.id)).all()
+    missing = sorted(set(choice.ids) - {row.id for row in rows})
+    if missing:
+        named = ", ".join(str(one) for one in missing[:20])
+        raise NotFound(f"no feedback {named} waits", hint="see `branchline route corrections list`")
+    return rows
+
+
+def _drop(connection: Connection, rows: Sequence[Row[*tuple[object, ...]]]) -> None:
+    for row in rows:
+        connection.execute(delete(schema.feedback).where(schema.feedback.c.id == row.id))
+
+
+def _waiting(row: Row[*tuple[object, ...]]) -> Waiting:
+    return Waiting(row.id, row.label, row.text, row.source, row.time, row.times)
