@@ -27,8 +27,10 @@ from .backends import make_backend
 from .backends.base import Backend
 from .catalog import Catalog
 from .classify.classifier import Classifier
+from .classify.encoding import Precision
 from .classify.loader import load_classifier
 from .dispatch import Dispatcher
+from .encoder_flags import encoder_option, precision_option
 from .engine_flags import engine_flags
 from .errors import ConfigInvalid
 from .settings import Settings, read_settings
@@ -46,6 +48,8 @@ WARM_SECONDS = 30
 @click.option("--port", default=8000, show_default=True, help="0 takes a free port.")
 @click.option("--allow-unreleased", is_flag=True, help="Let every key ask for versions that were never live.")
 @click.option("--decision-log", type=click.Path(path_type=Path), help="Append one JSON line per request, no prompts.")
+@encoder_option
+@precision_option("--encoder-precision")
 @click.option("--max-body-mb", default=8, show_default=True, help="Largest request body.")
 @home_options
 def serve(
@@ -55,6 +59,8 @@ def serve(
     port: int,
     allow_unreleased: bool,
     decision_log: Path | None,
+    encoder: str | None,
+    encoder_precision: Precision,
     max_body_mb: int,
 ) -> None:
     """Start a gateway: an OpenAI-compatible server that routes each request to an adapter or to the base."""
@@ -67,6 +73,8 @@ def serve(
         allow_unreleased=allow_unreleased,
         decision_log=decision_log,
         max_body_mb=max_body_mb,
+        encoder=encoder,
+        encoder_precision=encoder_precision,
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     gatekeeper = Gatekeeper.for_bind(settings.host, settings.api_key)

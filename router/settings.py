@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from adapters.home import Home
 
+from .classify.encoding import Precision
 from .errors import ConfigInvalid
 
 API_KEY = "BRANCHLINE_API_KEY"
@@ -42,6 +43,17 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class EncoderSettings:
+    """Which sentence encoder the gateway may use: a folder or a hub id.
+
+    A classifier says itself how precise the encoder is that it was fitted with; `precision` is for what has none.
+    """
+
+    source: str
+    precision: Precision
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """How to serve. Keys are never shown: not in `repr`, not in logs."""
 
@@ -53,6 +65,7 @@ class Settings:
     allow_unreleased: bool
     decision_log: Path | None
     max_body_bytes: int
+    encoder: EncoderSettings | None = None
 
 
 def read_settings(
@@ -64,6 +77,8 @@ def read_settings(
     allow_unreleased: bool = False,
     decision_log: Path | None = None,
     max_body_mb: int = 8,
+    encoder: str | None = None,
+    encoder_precision: Precision = "int8",
     engine: Mapping[str, object],
 ) -> Settings:
     """Check flags and environment together; `engine` holds fields of `EngineSettings`, `None` for those left open.
@@ -77,6 +92,7 @@ def read_settings(
     problems = [
         *([] if 0 <= port <= 65535 else [f"port is {port}, expected 0 to 65535"]),
         *([] if max_body_mb >= 1 else [f"max-body-mb is {max_body_mb}, expected 1 or more"]),
+        *(["--encoder is empty"] if _is_blank(encoder) else []),
         *(f"{name} is set but empty" for name in (API_KEY, ENGINE_KEY) if _is_blank(environment.get(name))),
         *([] if _fits_a_header(chosen.key) else [f"{ENGINE_KEY} holds a space, a line end or a letter outside ASCII"]),
         *_engine_problems(chosen, given),
@@ -84,7 +100,8 @@ def read_settings(
     if problems:
         raise ConfigInvalid("; ".join(problems))
     key = environment.get(API_KEY)
-    return Settings(home, chosen, host, port, key, allow_unreleased, decision_log, max_body_mb * 1024 * 1024)
+    read = EncoderSettings(encoder, encoder_precision) if encoder else None
+    return Settings(home, chosen, host, port, key, allow_unreleased, decision_log, max_body_mb * 1024 * 1024, read)
 
 
 def _is_blank(value: str | None) -> bool:

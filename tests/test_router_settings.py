@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from adapters.home import Home
 from router.errors import ConfigInvalid
-from router.settings import Settings, read_settings
+from router.settings import EncoderSettings, Settings, read_settings
 
 KEY = "k-0123456789abcdef"
 
@@ -83,3 +84,12 @@ def test_a_key_in_an_engines_url_is_not_repeated() -> None:
     with pytest.raises(ConfigInvalid) as refused:
         settings({}, engine={"backend": "vllm", "urls": ("http://user:secret@one:1",)})
     assert "secret" not in str(refused.value)
+
+
+def test_an_encoder_is_read_with_its_precision_and_none_where_none_is_named() -> None:
+    home, engine = Home.at(Path("home")), {"backend": "echo", "base": "tiny"}
+    read = partial(read_settings, home, {}, host="127.0.0.1", port=8000, engine=engine)
+    assert read().encoder is None
+    assert read(encoder="some/model", encoder_precision="fp32").encoder == EncoderSettings("some/model", "fp32")
+    with pytest.raises(ConfigInvalid, match="--encoder is empty"):
+        read(encoder=" ")
