@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import click
 
-from adapters.classifiers import promote_classifier, publish_classifier
 from adapters.command import PATH, open_home
 from adapters.errors import BadInput
 from adapters.exemplars import exemplars_of
@@ -16,8 +14,11 @@ from adapters.output import json_option, print_json, print_table
 from adapters.registry import Registry
 from adapters.rows import LabelledText, read_labelled, read_texts
 
+from .classifier_publishing import print_promotion, promote_fitted, publish_fitted
 from .classify.artifact import save_classifier
-from .classify.classifier import BASE, Classifier
+from .classify.classifier import BASE
+from .classify.encoding import Precision
+from .encoder_flags import encoder_option, precision_option
 
 
 @click.command()
@@ -25,8 +26,11 @@ from .classify.classifier import BASE, Classifier
 @click.option("--base-examples", type=PATH, help='Rows {"text"} that no route should take.')
 @click.option("--calibrate-on", type=PATH, help='Rows {"text", "label"} to calibrate on [default: held-out rows].')
 @click.option("--coverage", default=0.99, show_default=True, help="Share of in-scope texts to keep.")
+@encoder_option
+@precision_option("--precision")
 @click.option("--out", type=PATH, help="Write a folder and leave the registry alone.")
-@click.option("--promote", is_flag=True, help="Make it the classifier in use.")
+@click.option("--promote", is_flag=True, help="Make it the classifier in use, if it passes the promotion gate.")
+@click.option("--force", "forced", metavar="WHY", help="Promote although the gate refuses; stays in the history.")
 @json_option
 @home_options
 def fit(
@@ -35,24 +39,32 @@ def fit(
     base_examples: Path | None,
     calibrate_on: Path | None,
     coverage: float,
+    encoder: str | None,
+    precision: Precision,
     out: Path | None,
     promote: bool,
+    forced: str | None,
     as_json: bool,
 ) -> None:
-    """Fit a classifier and publish it, or write it to --out."""
+    """Fit a classifier and publish it with its held-out decisions as evidence, or write it to --out."""
     if out and promote:
         raise click.UsageError("--promote needs the registry, which --out leaves alone")
-    from .classify.fit import fit_classifier
+    if forced is not None and not (promote and forced.strip()):
+        raise click.UsageError("--force needs a reason, and --promote")
+    from .classify.encoder.opening import encoder_cache, open_encoder
+    from .classify.fit import fit_and_judge
 
     rows = read_labelled(examples) if examples else registry_rows(open_home(home)[0])
     rows += [LabelledText(text, BASE) for text in (read_texts(base_examples) if base_examples else [])]
     calibration = read_labelled(calibrate_on) if calibrate_on else ()
-    fitted = fit_classifier(rows, coverage=coverage, calibration=calibration)
-    number = None
+    opened = open_encoder(encoder, precision=precision, cache=encoder_cache(home)) if encoder else None
+    found = fit_and_judge(rows, coverage=coverage, calibration=calibration, encoder=opened)
+    fitted, number = found.classifier, None
     if out:
         save_classifier(fitted, out)
     else:
-        number = _publish(home, fitted, promote)
+        number = publish_fitted(home, found)
+    done = promote_fitted(home, number, forced) if promote and number is not None else None
     summary = {"number": number, "digest": fitted.digest, "promoted": promote, **fitted.summary}
     if as_json:
         print_json(summary)
@@ -60,6 +72,8 @@ def fit(
         name = f"classifier {number}" if number else "classifier"
         click.echo(f"{name} {fitted.digest[:16]}: {len(fitted.routes)} routes, {len(rows)} rows")
         print_table(["fitted", "value"], [[key, value] for key, value in summary.items() if _is_short(value)])
+        if done:
+            print_promotion(done)
 
 
 def registry_rows(registry: Registry) -> list[LabelledText]:
@@ -68,17 +82,6 @@ def registry_rows(registry: Registry) -> list[LabelledText]:
     if all(row.label == BASE for row in rows):
         raise BadInput("no route has examples", hint="add some with `branchline route examples NAME add`")
     return rows
-
-
-def _publish(home: Home, fitted: Classifier, promote: bool) -> int:
-    registry, store = open_home(home)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "classifier"
-        save_classifier(fitted, folder)
-        version = publish_classifier(registry, store, folder, digest=fitted.digest, summary=fitted.summary)
-    if promote and registry.classifier_state().live != version.number:
-        promote_classifier(registry, version.number, why="classifier fit --promote")
-    return version.number
 
 
 def _is_short(value: object) -> bool:
