@@ -7,18 +7,18 @@ from dataclasses import asdict
 import click
 
 from adapters.classifier_gate import ClassifierPolicy
-from adapters.classifier_promotion import ClassifierPromotion, promote_through_gate
+from adapters.classifier_promotion import promote_through_gate
 from adapters.classifiers import rollback_classifier
 from adapters.command import open_home
 from adapters.errors import InvalidName
-from adapters.gate import Verdict
 from adapters.home import Home, home_options
-from adapters.output import json_option, note, print_json, print_table
+from adapters.output import json_option, print_json, print_table
 from adapters.records import event_row
 
 from .classifier_diff_cli import diff
 from .classifier_eval_cli import decide, evaluate_file
 from .classifier_fit_cli import fit
+from .classifier_publishing import print_promotion
 from .explain_cli import explain
 
 __all__ = ["classifier", "explain"]
@@ -122,23 +122,3 @@ def rollback(home: Home, why: str | None) -> None:
     registry, _ = open_home(home)
     event = rollback_classifier(registry, why=why)
     click.echo(f"classifier {event.number} is live")
-
-
-def print_promotion(done: ClassifierPromotion) -> None:
-    """What the gate had found, and that it is live."""
-    for unmet in done.verdict.unmet:
-        note(f"forced over: {unmet}")
-    comparison = _comparison(done.verdict)
-    if done.replaced is not None and comparison:
-        print_table(["measure", f"live {done.replaced}", f"now {done.event.number}", "difference at least"], comparison)
-    first = "; it is the first: nothing to compare it with" if done.replaced is None else ""
-    click.echo(f"classifier {done.event.number} is live (serial {done.event.serial}){first}")
-
-
-def _comparison(verdict: Verdict) -> list[list[object]]:
-    numbers = verdict.numbers
-    return [
-        [key.replace("_", " "), *(f"{numbers[name]:.4f}" for name in (f"live_{key}", f"common_{key}", f"{key}_bound"))]
-        for key in ("accuracy", "base_recall")
-        if f"{key}_bound" in numbers
-    ]
