@@ -59,12 +59,24 @@ class Chosen:
         return found
 
 
-def choose_classifier(home: Home, named: str = LIVE) -> Chosen:
-    """`live`, a number, or else a folder. Raises `NotFound`, and `ClassifierInvalid` for one that cannot be read."""
+def choose_classifier(home: Home, named: str = LIVE, encoder: str | None = None) -> Chosen:
+    """`live`, a number, or else a folder; `encoder` is where its encoder is found, if it needs one.
+
+    Raises `NotFound`, `ClassifierInvalid` for one that cannot be read, and `EncoderUnavailable`.
+    """
+    found, number = _load(home, named)
+    if found.encoder is None:
+        return Chosen(found, number)
+    from .classify.encoder.opening import encoder_cache, find_encoder
+
+    return Chosen(found, number, find_encoder(found.encoder, encoder, encoder_cache(home)))
+
+
+def _load(home: Home, named: str) -> tuple[Classifier, int | None]:
     if named != LIVE and not named.isdecimal():
-        return Chosen(load_classifier(Path(named)), None)
+        return load_classifier(Path(named)), None
     registry, store = open_home(home)
     version = live_classifier(registry) if named == LIVE else classifier_version(registry, int(named))
     if version is None:
         raise NotFound("no classifier is live", hint="run `branchline classifier fit --promote`")
-    return Chosen(load_classifier(store.classifier_folder(version.digest), digest=version.digest), version.number)
+    return load_classifier(store.classifier_folder(version.digest), digest=version.digest), version.number

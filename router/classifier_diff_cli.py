@@ -16,6 +16,7 @@ from adapters.rows import Asked, read_asked
 from .classifier_choice import choose_classifier
 from .classifier_eval_cli import user_turns
 from .classify.differences import Agreement, Differences, Judged, Move, find_differences
+from .encoder_flags import encoder_option
 
 MAX_SHOWN = 70
 
@@ -24,10 +25,11 @@ MAX_SHOWN = 70
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
 @click.argument("file", type=PATH)
+@encoder_option
 @click.option("--examples", default=3, show_default=True, help="Texts to show of each move.")
 @json_option
 @home_options
-def diff(home: Home, before: str, after: str, file: Path, examples: int, as_json: bool) -> None:
+def diff(home: Home, before: str, after: str, file: Path, encoder: str | None, examples: int, as_json: bool) -> None:
     """Show what would change on FILE, and for which route, if classifier B decided and not A.
 
     A and B are numbers, folders or `live`. FILE holds rows of any kind, with "label" or without, or is a decision log
@@ -39,7 +41,7 @@ def diff(home: Home, before: str, after: str, file: Path, examples: int, as_json
     if not rows:
         raise BadInput(f"{file.name} holds no texts", hint='give rows {"text"}, or a decision log kept with text')
     turns = [user_turns(row.prompt) for row in rows]
-    one, other = choose_classifier(home, before), choose_classifier(home, after)
+    one, other = (choose_classifier(home, named, encoder) for named in (before, after))
     ends = [["base" if s.abstains else s.route for s in chosen.decide(turns)] for chosen in (one, other)]
     found = find_differences([Judged(a, b, row.label) for a, b, row in zip(*ends, rows, strict=True)])
     if as_json:

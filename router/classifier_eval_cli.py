@@ -18,15 +18,17 @@ from adapters.rows import Message, canonical_json, prompt_digest, read_labelled,
 
 from .classifier_choice import choose_classifier, classifier_option
 from .classifier_evidence import Filed, file_evidence
+from .encoder_flags import encoder_option
 
 
 @click.command(name="eval")
 @click.argument("file", type=PATH)
 @classifier_option
+@encoder_option
 @click.option("--evidence", "as_evidence", is_flag=True, help="File the decisions as evidence for the promotion gate.")
 @json_option
 @home_options
-def evaluate_file(home: Home, file: Path, named: str, as_evidence: bool, as_json: bool) -> None:
+def evaluate_file(home: Home, file: Path, named: str, encoder: str | None, as_evidence: bool, as_json: bool) -> None:
     """Score the classifier on FILE, rows {"text", "label"}; `base` and `oos` mean that no route is right.
 
     With --evidence the decisions are filed for `classifier promote`, and those of the live classifier beside them.
@@ -34,14 +36,14 @@ def evaluate_file(home: Home, file: Path, named: str, as_evidence: bool, as_json
     """
     from .classify.evaluate import evaluate_scores
 
-    chosen = choose_classifier(home, named)
+    chosen = choose_classifier(home, named, encoder)
     rows = read_labelled(file)
     unknown = sorted({row.label for row in rows} - NEGATIVE_LABELS - set(chosen.classifier.routes))
     if unknown:
         note(f"note: the classifier has no route {', '.join(unknown)}; these rows count as misses")
     scores = chosen.score([row.text for row in rows])
     measures = asdict(evaluate_scores(scores, [row.label for row in rows]))
-    filed = file_evidence(home, chosen, file, rows, scores) if as_evidence else None
+    filed = file_evidence(home, chosen, file, rows, scores, encoder) if as_evidence else None
     if as_json:
         print_json({**measures, **({"evidence": asdict(filed)} if filed else {})})
         return
@@ -58,10 +60,11 @@ def print_measures(measures: Mapping[str, object]) -> None:
 @click.argument("file", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Where the decisions go, one JSON object a line.")
 @classifier_option
+@encoder_option
 @home_options
-def decide(home: Home, file: Path, out: Path, named: str) -> None:
+def decide(home: Home, file: Path, out: Path, named: str, encoder: str | None) -> None:
     """Write the decision for each row of FILE: row digest, route (null = base), score, classifier digest."""
-    chosen = choose_classifier(home, named)
+    chosen = choose_classifier(home, named, encoder)
     prompts = {prompt_digest(prompt): prompt for prompt in read_prompts(file)}
     found = chosen.decide([user_turns(prompt) for prompt in prompts.values()])
     lines = [

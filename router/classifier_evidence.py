@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.classifier_evidence import NEGATIVE_LABELS, ClassifierEvidence, DecidedItem, distinct_items
@@ -38,10 +38,16 @@ class Filed:
 
 
 def file_evidence(
-    home: Home, chosen: Chosen, file: Path, rows: Sequence[LabelledText], scores: Sequence[Scores]
+    home: Home,
+    chosen: Chosen,
+    file: Path,
+    rows: Sequence[LabelledText],
+    scores: Sequence[Scores],
+    encoder: str | None = None,
 ) -> Filed:
     """File the decisions `scores` on the `rows` of `file`, and the live classifier's where it has none on them yet.
 
+    `encoder` is where the live classifier's encoder is found.
     Raises `InvalidName` for a classifier that is not published, `Refused` where it was fitted on some of the rows.
     """
     if chosen.number is None:
@@ -60,8 +66,11 @@ def file_evidence(
     state = registry.classifier_state()
     is_live = state.live == chosen.number
     live = None if is_live else state.live
-    if live is not None:
-        _file_for_live(home, registry, store, live, evidence, rows)
+    if live is not None and not _has_evidence(registry, store, live, evidence):
+        other = choose_classifier(home, str(live), encoder)
+        theirs = decided_items(other.classifier, rows, other.score([row.text for row in rows]))
+        about_live = replace(evidence, classifier_digest=other.classifier.digest, items=theirs)
+        add_classifier_evidence(registry, store, classifier_version(registry, live), about_live)
     verdict = examine_classifier(registry, store, state, chosen.number, ClassifierPolicy())
     return Filed(chosen.number, digest, is_live, live, verdict.unmet, verdict.numbers)
 
@@ -84,14 +93,6 @@ def decided_items(
     )
 
 
-def _file_for_live(
-    home: Home, registry: Registry, store: Store, live: int, evidence: ClassifierEvidence, rows: Sequence[LabelledText]
-) -> None:
-    version = classifier_version(registry, live)
-    known = classifier_evidence(registry, store, version)
-    if any(one.rows_digest == evidence.rows_digest for one in known):
-        return
-    chosen = choose_classifier(home, str(live))
-    items = decided_items(chosen.classifier, rows, chosen.score([row.text for row in rows]))
-    theirs = ClassifierEvidence(version.digest, "file", evidence.name, evidence.rows_digest, items)
-    add_classifier_evidence(registry, store, version, theirs)
+def _has_evidence(registry: Registry, store: Store, number: int, like: ClassifierEvidence) -> bool:
+    known = classifier_evidence(registry, store, classifier_version(registry, number))
+    return any(one.source == like.source and one.rows_digest == like.rows_digest for one in known)

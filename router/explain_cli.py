@@ -10,16 +10,18 @@ from adapters.home import Home, home_options
 from adapters.output import json_option, print_json, print_table
 
 from .classifier_choice import choose_classifier, classifier_option
+from .encoder_flags import encoder_option
 
 
 @click.command()
 @click.argument("text")
 @classifier_option
+@encoder_option
 @json_option
 @home_options
-def explain(home: Home, text: str, named: str, as_json: bool) -> None:
+def explain(home: Home, text: str, named: str, encoder: str | None, as_json: bool) -> None:
     """Say where TEXT would be routed, and why."""
-    chosen = choose_classifier(home, named)
+    chosen = choose_classifier(home, named, encoder)
     found = chosen.classifier.explain(text)
     scores = found.scores
     if as_json:
