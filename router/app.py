@@ -24,6 +24,7 @@ from .backends.base import Backend
 from .catalog import Catalog
 from .dispatch import Answer, Dispatcher, close
 from .errors import BodyTooLarge, InvalidRequest, error_object, wire_for
+from .feedback import MAX_BODY_BYTES, Feedback, parse_proposal
 from .listing import model_list
 from .porch import Porch
 from .telemetry import Telemetry
@@ -44,6 +45,7 @@ class Parts:
     gatekeeper: Gatekeeper
     telemetry: Telemetry
     max_body_bytes: int = 8 * 1024 * 1024
+    feedback: Feedback | None = None
 
 
 def create_app(parts: Parts) -> FastAPI:
@@ -52,6 +54,8 @@ def create_app(parts: Parts) -> FastAPI:
 
     _add_inference(app, parts)
     _add_pages(app, parts)
+    if parts.feedback is not None:
+        _add_feedback(app, parts.feedback)
     app.include_router(engine_routes(parts.backend))
     _add_errors(app, parts)
     app.add_middleware(Porch, gatekeeper=parts.gatekeeper, refuse=lambda error: _error_response(error, parts))
@@ -108,6 +112,13 @@ def _add_pages(app: FastAPI, parts: Parts) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(parts.telemetry.render(parts.catalog), media_type="text/plain; version=0.0.4")
+
+
+def _add_feedback(app: FastAPI, feedback: Feedback) -> None:
+    @app.post("/v1/feedback")
+    async def propose(request: Request) -> JSONResponse:
+        await feedback.queue(parse_proposal(await _read_body(request, MAX_BODY_BYTES)))
+        return JSONResponse({"object": "feedback", "status": "queued"}, 202)
 
 
 def _add_errors(app: FastAPI, parts: Parts) -> None:

@@ -29,10 +29,12 @@ from .catalog import Catalog
 from .classify.classifier import Classifier
 from .classify.encoding import Precision
 from .classify.loader import load_classifier
+from .decision_log import DAYS, DecisionLog, keep_swept
 from .dispatch import Dispatcher
 from .encoder_flags import encoder_option, precision_option
 from .engine_flags import engine_flags
 from .errors import ConfigInvalid
+from .feedback import Feedback
 from .settings import Settings, read_settings
 from .telemetry import Telemetry
 
@@ -48,6 +50,8 @@ WARM_SECONDS = 30
 @click.option("--port", default=8000, show_default=True, help="0 takes a free port.")
 @click.option("--allow-unreleased", is_flag=True, help="Let every key ask for versions that were never live.")
 @click.option("--decision-log", type=click.Path(path_type=Path), help="Append one JSON line per request, no prompts.")
+@click.option("--decision-log-text", is_flag=True, help="Add the classified texts, in a file for each day.")
+@click.option("--decision-log-days", type=int, help=f"Delete files with texts after so many days [default: {DAYS}].")
 @encoder_option
 @precision_option("--encoder-precision")
 @click.option("--max-body-mb", default=8, show_default=True, help="Largest request body.")
@@ -59,6 +63,8 @@ def serve(
     port: int,
     allow_unreleased: bool,
     decision_log: Path | None,
+    decision_log_text: bool,
+    decision_log_days: int | None,
     encoder: str | None,
     encoder_precision: Precision,
     max_body_mb: int,
@@ -72,6 +78,8 @@ def serve(
         port=port,
         allow_unreleased=allow_unreleased,
         decision_log=decision_log,
+        decision_log_text=decision_log_text,
+        decision_log_days=decision_log_days,
         max_body_mb=max_body_mb,
         encoder=encoder,
         encoder_precision=encoder_precision,
@@ -119,11 +127,14 @@ async def run_gateway(
     settings: Settings, gatekeeper: Gatekeeper, registry: Registry, engine: Backend, bound: socket.socket
 ) -> None:
     """Engine up, catalog following, then HTTP until SIGINT or SIGTERM; running answers get `GRACE_SECONDS`."""
-    telemetry = Telemetry(settings.decision_log)
+    kept = settings.decision_log
+    decision_log = DecisionLog(kept.path, text=kept.text, days=kept.days) if kept else None
+    telemetry = Telemetry(decision_log)
+    feedback = Feedback(settings.home.registry_url, kept.path if kept and kept.text else None)
     store = settings.home.open_store()
     catalog = Catalog(registry, store, engine, _load, gateway_id(), on_load=telemetry.loaded)
     dispatcher = Dispatcher(catalog, engine, telemetry, allow_unreleased=settings.allow_unreleased)
-    app = create_app(Parts(catalog, engine, dispatcher, gatekeeper, telemetry, settings.max_body_bytes))
+    app = create_app(Parts(catalog, engine, dispatcher, gatekeeper, telemetry, settings.max_body_bytes, feedback))
     server = _Server(
         uvicorn.Config(
             app,
@@ -140,9 +151,12 @@ async def run_gateway(
         note(f"starting the {settings.engine.backend} engine on base {engine.base_id}")
         await engine.start()
         await catalog.start()
-        announcing = asyncio.create_task(_announce(catalog, bound, settings))
+        beside = [asyncio.create_task(_announce(catalog, bound, settings))]
+        if decision_log is not None:
+            beside.append(asyncio.create_task(keep_swept(decision_log)))
         await server.serve([bound])
-        announcing.cancel()
+        for task in beside:
+            task.cancel()
 
     work = asyncio.create_task(serving())
     _stop_on_signals(work, server)
@@ -152,6 +166,7 @@ async def run_gateway(
     finally:
         await catalog.stop()
         await engine.stop()
+        feedback.close()
         telemetry.close()
 
 

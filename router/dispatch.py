@@ -75,7 +75,7 @@ class Dispatcher:
         except BaseException:
             self._unreleased -= unreleased
             raise
-        ended = partial(self._ended, chosen.decision, request_id, unreleased)
+        ended = partial(self._ended, chosen.decision, request_id, unreleased, _classified_text(request))
         body = Followed(reply.body, ended, started=started, stream=request.stream)
         return Answer(chosen.decision, Reply(body, reply.content_type), chosen.snapshot.serial, chosen.at - started)
 
@@ -125,16 +125,27 @@ class Dispatcher:
         return Chosen(choose(snapshot), snapshot)
 
     def _ended(
-        self, decision: Decision, request_id: str, unreleased: bool, outcome: Outcome, tail: Tail, seconds: float
+        self,
+        decision: Decision,
+        request_id: str,
+        unreleased: bool,
+        text: str | None,
+        outcome: Outcome,
+        tail: Tail,
+        seconds: float,
     ) -> None:
         self._unreleased -= unreleased
-        self._telemetry.finished(decision, request_id, outcome, tail, seconds)
+        self._telemetry.finished(decision, request_id, outcome, tail, seconds, text)
 
     def _is_unreleased(self, chosen: Chosen) -> bool:
         decision = chosen.decision
         if decision.stage != "pinned" or decision.route is None or decision.version is None:
             return False
         return not chosen.snapshot.routes[decision.route].versions[decision.version].released
+
+
+def _classified_text(request: ClientRequest) -> str | None:
+    return request.texts[0] if request.model == AUTO and request.texts else None
 
 
 class Followed(AsyncIterator[bytes]):

@@ -70,6 +70,10 @@ class EngineOverloaded(RouterError):
     """The engine or a cap takes no further request now."""
 
 
+class FeedbackOverloaded(RouterError):
+    """More feedback comes in than can be written."""
+
+
 class EngineFailed(RouterError):
     """The engine died, hung or answered garbage."""
 
@@ -113,6 +117,7 @@ TABLE: dict[type[Exception], Wire] = {
     AdapterUnavailable: Wire(503, "server_error", "adapter_unavailable"),
     NotApplied: Wire(503, "server_error", "adapter_unavailable"),
     EngineOverloaded: Wire(429, "rate_limit_error", "engine_overloaded"),
+    FeedbackOverloaded: Wire(429, "rate_limit_error", "feedback_overloaded"),
     EngineFailed: Wire(502, "server_error", "engine_failed"),
     EngineUnavailable: Wire(503, "server_error", "engine_unavailable"),
     ClassifierInvalid: Wire(500, "server_error", "classifier_invalid"),

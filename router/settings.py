@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from adapters.home import Home
 
 from .classify.encoding import Precision
+from .decision_log import DAYS
 from .errors import ConfigInvalid
 
 API_KEY = "BRANCHLINE_API_KEY"
@@ -54,6 +55,15 @@ class EncoderSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DecisionLogSettings:
+    """Where decisions are written; with `text` what was classified too, for `days` days."""
+
+    path: Path
+    text: bool = False
+    days: int = DAYS
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """How to serve. Keys are never shown: not in `repr`, not in logs."""
 
@@ -63,7 +73,7 @@ class Settings:
     port: int
     api_key: str | None = field(repr=False)
     allow_unreleased: bool
-    decision_log: Path | None
+    decision_log: DecisionLogSettings | None
     max_body_bytes: int
     encoder: EncoderSettings | None = None
 
@@ -76,6 +86,8 @@ def read_settings(
     port: int,
     allow_unreleased: bool = False,
     decision_log: Path | None = None,
+    decision_log_text: bool = False,
+    decision_log_days: int | None = None,
     max_body_mb: int = 8,
     encoder: str | None = None,
     encoder_precision: Precision = "int8",
@@ -95,13 +107,23 @@ def read_settings(
         *(["--encoder is empty"] if _is_blank(encoder) else []),
         *(f"{name} is set but empty" for name in (API_KEY, ENGINE_KEY) if _is_blank(environment.get(name))),
         *([] if _fits_a_header(chosen.key) else [f"{ENGINE_KEY} holds a space, a line end or a letter outside ASCII"]),
+        *_log_problems(decision_log, decision_log_text, decision_log_days),
         *_engine_problems(chosen, given),
     ]
     if problems:
         raise ConfigInvalid("; ".join(problems))
     key = environment.get(API_KEY)
     read = EncoderSettings(encoder, encoder_precision) if encoder else None
-    return Settings(home, chosen, host, port, key, allow_unreleased, decision_log, max_body_mb * 1024 * 1024, read)
+    kept = DecisionLogSettings(decision_log, decision_log_text, decision_log_days or DAYS) if decision_log else None
+    return Settings(home, chosen, host, port, key, allow_unreleased, kept, max_body_mb * 1024 * 1024, read)
+
+
+def _log_problems(path: Path | None, text: bool, days: int | None) -> Sequence[str]:
+    return [
+        *(["--decision-log-text needs --decision-log"] if text and path is None else []),
+        *(["--decision-log-days needs --decision-log-text"] if days is not None and not text else []),
+        *([f"decision-log-days is {days}, expected 1 to 3650"] if days is not None and not 1 <= days <= 3650 else []),
+    ]
 
 
 def _is_blank(value: str | None) -> bool:

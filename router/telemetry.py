@@ -1,22 +1,16 @@
-"""What the operator sees: Prometheus metrics with capped label values, and the decision log. Never a prompt."""
+"""What the operator sees: Prometheus metrics with capped label values. Never a prompt."""
 
 from __future__ import annotations
 
 import json
-import logging
 import re
-import time
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict
-from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from .catalog import Catalog
+from .decision_log import DecisionLog
 from .engine_metrics import EngineMetrics
-from .errors import ConfigInvalid
 from .residency import LoadOutcome
 from .types import Decision
 
@@ -29,7 +23,6 @@ _RESPONSE_TOKEN = b"event: response.output_text.delta"
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 Outcome = Literal["ok", "cancelled", "failed"]
-log = logging.getLogger("branchline.telemetry")
 
 
 class Tail:
@@ -77,7 +70,7 @@ class Tail:
 class Telemetry:
     """One Prometheus registry per gateway; label values come from the catalog, never from the client."""
 
-    def __init__(self, decision_log: Path | None = None) -> None:
+    def __init__(self, decision_log: DecisionLog | None = None) -> None:
         self.registry = CollectorRegistry()
         labels = ["route", "stage", "reason"]
         self._requests = Counter(
@@ -111,10 +104,18 @@ class Telemetry:
         )
         self._engines = EngineMetrics()
         self.registry.register(self._engines)
-        self._log = None if decision_log is None else _open_log(decision_log)
+        self._log = decision_log
 
-    def finished(self, decision: Decision, request_id: str, outcome: Outcome, tail: Tail, seconds: float) -> None:
-        """Count a request whose answer has ended, one way or another."""
+    def finished(
+        self,
+        decision: Decision,
+        request_id: str,
+        outcome: Outcome,
+        tail: Tail,
+        seconds: float,
+        text: str | None = None,
+    ) -> None:
+        """Count a request whose answer has ended, one way or another. `text` is what was classified."""
         route = decision.route or "base"
         self._requests.labels(route, decision.stage, decision.reason, outcome).inc()
         self._seconds.labels(route).observe(seconds)
@@ -125,8 +126,7 @@ class Telemetry:
             self._tokens.labels(route, "prompt", "false").inc(prompt)
         self._tokens.labels(route, "completion", str(estimated).lower()).inc(completion)
         if self._log is not None:
-            facts = {**asdict(decision), "request_id": request_id, "outcome": outcome, "seconds": round(seconds, 6)}
-            self._write({"time": time.time(), **facts})
+            self._log.write(decision, request_id, outcome, seconds, text)
 
     def loaded(self, route: str, outcome: LoadOutcome, seconds: float) -> None:
         """Count a load of a version of `route`."""
@@ -147,20 +147,4 @@ class Telemetry:
 
     def close(self) -> None:
         if self._log is not None:
-            with suppress(OSError):
-                self._log.close()
-
-    def _write(self, facts: Mapping[str, object]) -> None:
-        """A full disk costs log lines, not answers."""
-        try:
-            if self._log is not None:
-                self._log.write(json.dumps(facts) + "\n")
-        except OSError as error:
-            log.error("the decision log cannot be written: %s", error.strerror)
-
-
-def _open_log(path: Path) -> TextIO:
-    try:
-        return path.open("a", encoding="utf-8", buffering=1)
-    except OSError as error:
-        raise ConfigInvalid(f"cannot write the decision log {path}: {error.strerror}") from error
+            self._log.close()

@@ -29,8 +29,10 @@ from router.classify.artifact import save_classifier
 from router.classify.fit import fit_classifier
 from router.classify.loader import load_classifier
 from router.cli import listen
+from router.decision_log import DecisionLog
 from router.dispatch import Dispatcher
 from router.errors import AdapterUnavailable, EngineFailed, NotApplied
+from router.feedback import Feedback
 from router.policy import NotScored, decide
 from router.telemetry import Telemetry
 from router.types import Call, Decision, Endpoint, Reply
@@ -249,7 +251,7 @@ async def running(
     read_classifier: LoadClassifier = lambda folder, digest: load_classifier(folder, digest=digest),
     allow_unreleased: bool = False,
     settle: bool = True,
-    decision_log: Path | None = None,
+    decision_log: DecisionLog | None = None,
 ) -> AsyncIterator[Gateway]:
     """A gateway on `home`, after promoting `live` in that order."""
     registry = Registry.open(home.registry_url)
@@ -284,6 +286,8 @@ class Served:
         self._base = base
         self._gatekeeper = gatekeeper
         self._options = options
+        log: DecisionLog | None = options.get("decision_log")
+        self._feedback = Feedback(home.registry_url, log.path if log is not None and log.keeps_text else None)
         self._max_body_bytes: int = options.pop("max_body_bytes", 8 * 1024 * 1024)
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
@@ -322,6 +326,7 @@ class Served:
         if self._server is not None:
             self._server.should_exit = True
         self._thread.join(DEADLINE)
+        self._feedback.close()
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -334,6 +339,7 @@ class Served:
                 self._gatekeeper,
                 gateway.telemetry,
                 self._max_body_bytes,
+                self._feedback,
             )
             with listen("127.0.0.1", 0) as bound:
                 self.port = bound.getsockname()[1]

@@ -15,6 +15,7 @@ import pytest
 
 from adapters.classifiers import promote_classifier
 from router.auth import Gatekeeper
+from router.decision_log import DecisionLog
 from router.errors import EngineFailed
 from tests.gateway_parts import DEADLINE, Served, Stock, make_stock
 
@@ -40,7 +41,7 @@ def shared(stock: Stock, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         live=[("sql", 1), ("regex", 1), ("regex", 2)],
         max_body_bytes=MAX_BODY,
         allow_unreleased=True,
-        decision_log=root / "decisions.jsonl",
+        decision_log=DecisionLog(root / "decisions.jsonl"),
     )
     with served:
         promote_classifier(served.gateway.registry, 1)

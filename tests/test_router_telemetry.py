@@ -1,10 +1,9 @@
-"""What is counted and written down: tokens, metrics with capped labels, the decision log."""
+"""What is counted and written down: tokens, and metrics with capped labels."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,12 +11,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from router.dispatch import Followed
-from router.errors import ConfigInvalid, EngineFailed
-from router.telemetry import TAIL_BYTES, Outcome, Tail, Telemetry
-from router.types import Decision
+from router.errors import EngineFailed
+from router.telemetry import TAIL_BYTES, Outcome, Tail
 from tests.gateway_parts import ScriptedEngine, Stock, client_request, make_stock, running
 
-LIVE = Decision("sql@1.0123456789abcdef", "live", "classified", "sql", 1, 0.9, "c" * 64)
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10}}\n\n'
 DONE = b"data: [DONE]\n\n"
 
@@ -153,7 +150,7 @@ def test_a_wait_that_is_cancelled_ends_the_answer_as_cancelled() -> None:
     assert asyncio.run(scenario()) == ["cancelled"]
 
 
-# -- metrics and the log -----------------------------------------------------------------------------------------------
+# -- metrics -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -214,32 +211,3 @@ def test_loads_are_counted_by_route_and_how_they_went_and_engines_are_shown(stoc
     assert 'branchline_engine_up{engine="echo"} 1.0' in page
     assert 'branchline_engine_resident{engine="echo"} 1.0' in page
     assert 'branchline_engine_restarts_total{engine="echo"} 0.0' in page
-
-
-def test_the_decision_log_has_one_line_of_facts_per_answer(tmp_path: Path) -> None:
-    log = tmp_path / "decisions.jsonl"
-    telemetry = Telemetry(log)
-    for outcome in ("ok", "failed"):
-        telemetry.finished(LIVE, "r-1", outcome, tail(USAGE, DONE), 0.25)
-    telemetry.close()
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    assert [line["outcome"] for line in lines] == ["ok", "failed"]
-    assert (lines[0]["engine_name"], lines[0]["reason"], lines[0]["request_id"]) == (
-        LIVE.engine_name,
-        "classified",
-        "r-1",
-    )
-    assert lines[0]["seconds"] == 0.25
-
-
-def test_a_full_disk_costs_log_lines_and_no_answer(caplog: pytest.LogCaptureFixture) -> None:
-    telemetry = Telemetry(Path("/dev/full"))
-    telemetry.finished(LIVE, "r-1", "ok", tail(DONE), 0.1)
-    telemetry.close()
-    assert [record.levelno for record in caplog.records] == [logging.ERROR]
-    assert "decision log" in caplog.text
-
-
-def test_a_decision_log_that_cannot_be_opened_is_refused_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(ConfigInvalid, match="decision log"):
-        Telemetry(tmp_path / "missing" / "decisions.jsonl")
