@@ -119,7 +119,7 @@ def test_fit_promote_list_and_rollback_move_the_live_classifier(
     run: Run, home_with_examples: Home, labelled: Path
 ) -> None:
     run("fit", "--promote")
-    run("fit", "--examples", labelled, "--promote")
+    run("fit", "--examples", labelled, "--promote", "--force", "for the test")
     run("fit", "--examples", labelled, "--promote")  # the same again: still number 2, still live
 
     def live() -> list[int]:
