@@ -41,25 +41,26 @@ def judge_classifier(
     live: Sequence[ClassifierEvidence] | None,
     policy: ClassifierPolicy,
 ) -> Verdict:
-    """Judge by the candidate's newest evidence without an item it was fitted on.
+    """Judge by the candidate's newest evidence on the same items as evidence of the live one.
 
-    `live` is the live classifier's evidence, `None` where none is live: the first has nothing to be compared with,
-    and needs none. Live evidence on rows that the live classifier was fitted on only makes the gate stricter.
+    Evidence with an item that the candidate was fitted on does not count. `live` is the live classifier's evidence,
+    `None` where none is live: the first has nothing to be compared with, and needs none. Live evidence on rows that
+    the live classifier was fitted on only makes the gate stricter.
     """
-    unseen = [one for one in candidate if not one.seen]
-    numbers = _own_numbers(unseen[-1].items) if unseen else {}
+    unseen = [one for one in reversed(candidate) if not one.seen]
+    numbers = _own_numbers(unseen[0].items) if unseen else {}
     if live is None:
         return Verdict((), numbers)
     if not unseen:
         return Verdict(("the classifier has no evidence on rows that it was not fitted on",), numbers)
-    evidence = unseen[-1]
-    other = next((one for one in reversed(live) if _comparable(evidence, one)), None)
-    if other is None:
-        return Verdict((f"the live classifier has no evidence on the same items of {evidence.name}",), numbers)
-    theirs = other.by_key
-    pairs = [(mine, theirs[key]) for key, mine in evidence.by_key.items() if key in theirs]
-    numbers["live_seen"] = float(other.seen)
-    return Verdict(tuple(_loss_problems(evidence.name, pairs, policy, numbers)), numbers)
+    both = ((one, other) for one in unseen for other in reversed(live) if _comparable(one, other))
+    mine, theirs = next(both, (None, None))
+    if mine is None or theirs is None:
+        return Verdict((f"the live classifier has no evidence on the same items of {unseen[0].name}",), numbers)
+    known = theirs.by_key
+    pairs = [(item, known[key]) for key, item in mine.by_key.items() if key in known]
+    numbers = {**_own_numbers(mine.items), "live_seen": float(theirs.seen)}
+    return Verdict(tuple(_loss_problems(mine.name, pairs, policy, numbers)), numbers)
 
 
 def _comparable(one: ClassifierEvidence, other: ClassifierEvidence) -> bool:
@@ -79,10 +80,10 @@ def _own_numbers(items: Sequence[DecidedItem]) -> dict[str, float]:
 
 def _loss_problems(name: str, pairs: Sequence[Pair], policy: ClassifierPolicy, numbers: dict[str, float]) -> list[str]:
     problems = []
-    numbers["common_items"] = float(len(pairs))
     if len(pairs) < policy.min_items:
         problems.append(f"{len(pairs)} items of {name} were judged by both, the gate asks for {policy.min_items}")
     negatives = [pair for pair in pairs if pair[0].is_negative]
+    numbers |= {"common_items": float(len(pairs)), "common_base_items": float(len(negatives))}
     problems += _bound_problems("accuracy", pairs, policy.max_loss, numbers)
     problems += _bound_problems("base recall", negatives, policy.max_base_loss, numbers)
     return problems + _route_problems(pairs, policy, numbers)

@@ -14,6 +14,7 @@ from adapters.errors import InvalidName
 from adapters.home import Home, home_options
 from adapters.output import json_option, print_json, print_table
 from adapters.records import event_row
+from adapters.types import ClassifierVersion
 
 from .classifier_diff_cli import diff
 from .classifier_eval_cli import decide, evaluate_file
@@ -46,13 +47,7 @@ def list_classifiers(home: Home, as_json: bool) -> None:
         print_json([{**asdict(version), "live": version.number == live} for version in versions])
         return
     cells = [
-        [
-            v.number,
-            "live" if v.number == live else "",
-            v.digest[:16],
-            v.published_at,
-            v.summary.get("held_out_accuracy"),
-        ]
+        [v.number, "live" if v.number == live else "", v.digest[:16], v.published_at, _share(v, "held_out_accuracy")]
         for v in versions
     ]
     print_table(["number", "stage", "digest", "published", "held-out accuracy"], cells)
@@ -122,3 +117,8 @@ def rollback(home: Home, why: str | None) -> None:
     registry, _ = open_home(home)
     event = rollback_classifier(registry, why=why)
     click.echo(f"classifier {event.number} is live")
+
+
+def _share(version: ClassifierVersion, key: str) -> str | None:
+    found = version.summary.get(key)
+    return f"{found:.4f}" if isinstance(found, float) else None

@@ -66,7 +66,8 @@ def print_promotion(done: ClassifierPromotion) -> None:
         note(f"forced over: {unmet}")
     comparison = _comparison(done.verdict)
     if done.replaced is not None and comparison:
-        print_table(["measure", f"live {done.replaced}", f"now {done.event.number}", "difference at least"], comparison)
+        header = ["measure", "items", f"live {done.replaced}", f"now {done.event.number}", "difference, at least"]
+        print_table(header, comparison)
     first = "; it is the first: nothing to compare it with" if done.replaced is None else ""
     click.echo(f"classifier {done.event.number} is live (serial {done.event.serial}){first}")
 
@@ -74,7 +75,12 @@ def print_promotion(done: ClassifierPromotion) -> None:
 def _comparison(verdict: Verdict) -> list[list[object]]:
     numbers = verdict.numbers
     return [
-        [key.replace("_", " "), *(f"{numbers[name]:.4f}" for name in (f"live_{key}", f"common_{key}", f"{key}_bound"))]
-        for key in ("accuracy", "base_recall")
-        if f"{key}_bound" in numbers
+        [
+            what.replace("_", " "),
+            f"{numbers[f'common_{items}']:.0f}",
+            *(f"{numbers[name]:.4f}" for name in (f"live_{what}", f"common_{what}")),
+            f"{numbers[f'{what}_bound']:+.4f}",
+        ]
+        for what, items in (("accuracy", "items"), ("base_recall", "base_items"))
+        if f"{what}_bound" in numbers
     ]

@@ -79,6 +79,12 @@ def test_evidence_on_rows_that_were_fitted_on_does_not_count() -> None:
     assert judge_classifier([older, flattering], [evidence(GOOD, LIVE)], POLICY).passed
 
 
+def test_the_newest_evidence_that_the_live_one_has_too_is_what_counts() -> None:
+    alone, worse = evidence(GOOD, file="e" * 64), evidence(items(("sql", 10, 50), ("base", 20, 0)))
+    live = [evidence(items(("sql", 60, 0), ("base", 20, 0)), LIVE)]
+    assert "accuracy" in judge_classifier([worse, alone], live, POLICY).unmet[0]
+
+
 def test_live_evidence_on_rows_that_the_live_one_was_fitted_on_counts() -> None:
     """It only flatters the live one, so the gate gets stricter; the verdict says how many there were."""
     live = evidence(items(("sql", 30, 0), ("booking", 30, 0), ("base", 20, 0), seen=True), LIVE)

@@ -78,7 +78,7 @@ def test_a_refit_with_another_route_goes_live_on_the_rows_that_both_fits_held_ou
     path = write_rows(tmp_path / "more.jsonl", [*FITTED_ON, *base_rows(), *more])
     shown = run("fit", "--examples", path, "--promote").stdout
     assert live(run) == [3]
-    assert "difference at least" in shown
+    assert "difference, at least" in shown
     event = json.loads(run("history", "--json").stdout)[-1]
     assert event["payload"]["gate"]["numbers"]["common_items"] == len(FITTED_ON) + len(base_rows())
 
