@@ -57,7 +57,7 @@ def correct_texts(
     if not chosen:
         raise BadInput("no text given", hint="use --text, --file or --request-id")
     registry, _ = open_home(home)
-    _announce(registry, correct(registry, name, chosen, why=why), f"to {name}", started, wait=not no_wait)
+    _announce(registry, correct(registry, name, chosen, why=why), f"corrected to {name}", started, wait=not no_wait)
 
 
 @click.group()
@@ -168,7 +168,7 @@ def _announce(registry: Registry, done: Corrected, what: str, started: float, *,
     for label, count in sorted(done.lost.items()):
         note(f"{count} taken from {label}")
     known = f", {done.known} known already" if done.known else ""
-    said = f"{done.added} corrected {what}{known}"
+    said = f"{done.added} {what}{known}"
     if done.event is None:
         click.echo(said)
     elif not wait:
