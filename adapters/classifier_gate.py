@@ -1,8 +1,10 @@
 """The promotion gate of classifiers: a candidate's evidence against the live one's on the same items. Pure.
 
 Everything is recomputed from item-level results, and every unmet condition is listed. Differences are paired by
-item, in shares of items; bounds are one-sided at 95 % (`statistics.lower_bound`). A route's loss is a point
-estimate: with the 20 items that a route may have, a bound could not tell a loss of 0.05 from none.
+item, in shares of items; bounds are one-sided at 95 % (`statistics.lower_bound`). A route is lost where its recall
+falls by more than is allowed and chance is no excuse: the upper bound of its difference is below zero. With the 20
+items that a route may have, a lower bound would refuse every change, and a point estimate two sentences lost: in a
+refit of CLINC150 with five per cent more rows, one route in forty lost as many while the whole became better.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from statistics import fmean
 
 from .classifier_evidence import ClassifierEvidence, DecidedItem
 from .gate import Verdict
-from .statistics import MIN_ITEMS, lower_bound
+from .statistics import MIN_ITEMS, lower_bound, upper_bound
 
 Pair = tuple[DecidedItem, DecidedItem]
 
@@ -26,7 +28,7 @@ class ClassifierPolicy:
 
     `min_items`: items that both were judged on. `max_loss`, `max_base_loss`: the bounds of the differences in
     accuracy and in base recall (rows that no route should take, kept on the base) must be at least minus this.
-    `max_route_loss`: what a route's recall may fall by, where it has `route_items` items or more.
+    `max_route_loss`: what a route's recall may fall by beyond chance, where it has `route_items` items or more.
     """
 
     min_items: int = 50
@@ -112,14 +114,14 @@ def _route_problems(pairs: Sequence[Pair], policy: ClassifierPolicy, numbers: di
     for pair in pairs:
         if not pair[0].is_negative:
             rows[pair[0].label].append(pair)
-    gains = {label: fmean(_gains(own)) for label, own in rows.items() if len(own) >= policy.route_items}
+    gains = {label: _gains(own) for label, own in rows.items() if len(own) >= policy.route_items}
     if gains:
-        numbers["worst_route_difference"] = min(gains.values())
+        numbers["worst_route_difference"] = min(map(fmean, gains.values()))
     return [
-        f"route {label}: recall falls by {-gain:.3f} on {len(rows[label])} items, the gate allows "
-        f"{policy.max_route_loss:g}"
-        for label, gain in sorted(gains.items())
-        if round(-gain, 9) > policy.max_route_loss
+        f"route {label}: recall falls by {-fmean(own):.3f} on {len(own)} items, by {-upper_bound(own):.3f} at least "
+        f"with 95 % confidence, and the gate allows {policy.max_route_loss:g}"
+        for label, own in sorted(gains.items())
+        if round(-fmean(own), 9) > policy.max_route_loss and upper_bound(own) < 0
     ]
 
 

@@ -78,7 +78,7 @@ def history(home: Home, as_json: bool) -> None:
     "--max-route-loss",
     default=_DEFAULT.max_route_loss,
     show_default=True,
-    help=f"Recall that a route with {_DEFAULT.route_items} items or more may lose.",
+    help=f"Recall that a route with {_DEFAULT.route_items} items or more may lose beyond chance.",
 )
 @json_option
 @home_options
