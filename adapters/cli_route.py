@@ -13,6 +13,7 @@ from .cli_corrections import correct_texts, corrections, forget
 from .command import PATH, announce, find_version, open_home, wait_clock
 from .convergence import ALIVE_SECONDS
 from .errors import BadInput, InvalidName
+from .example_checks import DEFAULT_MAX_LOSS, check_examples
 from .fold import route_to_json
 from .home import Home, home_options
 from .output import json_option, note, print_json, print_table
@@ -20,7 +21,7 @@ from .policy import Policy, parse_assignments
 from .promotion import promote as promote_through_gate
 from .records import event_row
 from .rows import read_texts
-from .types import AdapterRef, RouteState
+from .types import AdapterRef, RouteState, parse_route_name
 
 
 @click.group()
@@ -41,19 +42,34 @@ def traffic_options(command: Callable[..., None]) -> Callable[..., None]:
     )
 
 
+def collision_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of every command that adds examples."""
+    command = click.option(
+        "--force", "forced", metavar="WHY", help="Add the examples although another route loses; stays in the history."
+    )(command)
+    return click.option(
+        "--max-loss", default=DEFAULT_MAX_LOSS, show_default=True, help="Recall that another route may lose to them."
+    )(command)
+
+
 @route.command()
 @click.argument("name")
 @click.option("--examples", type=PATH, help='Example utterances, rows {"text": ...}.')
 @click.option("--description", default="", help="What the route is for.")
+@collision_options
 @home_options
-def create(home: Home, name: str, examples: Path | None, description: str) -> None:
-    """Create the route NAME, which has no versions yet."""
+def create(home: Home, name: str, examples: Path | None, description: str, max_loss: float, forced: str | None) -> None:
+    """Create the route NAME, which has no versions yet, unless its examples would take those of another route."""
     texts = read_texts(examples) if examples else []
     exemplar_texts.require_texts(texts)
     registry, _ = open_home(home)
+    route_name = parse_route_name(name)
+    if texts:
+        check_examples(registry, route_name, texts, max_loss=max_loss, forced=forced)
     registry.create_route(name, description=description)
     if texts:
-        exemplar_texts.add_examples(registry, name, texts, source=f"file {examples.name if examples else ''}")
+        source = f"file {examples.name if examples else ''}"
+        exemplar_texts.add_examples(registry, name, texts, source=source, why=forced)
     click.echo(f"route {name} created with {len(texts)} examples")
 
 
@@ -83,14 +99,20 @@ def examples() -> None:
 @click.argument("name")
 @click.option("--file", type=PATH, help='Rows {"text": ...}.')
 @click.option("--text", "texts", multiple=True, help="One example; may be given several times.")
+@collision_options
 @home_options
-def add_examples(home: Home, name: str, file: Path | None, texts: tuple[str, ...]) -> None:
+def add_examples(
+    home: Home, name: str, file: Path | None, texts: tuple[str, ...], max_loss: float, forced: str | None
+) -> None:
     """Add examples to NAME. They count from the next `classifier fit`."""
     chosen = [*texts, *(read_texts(file) if file else [])]
     if not chosen:
         raise BadInput("no examples given", hint="use --text or --file")
+    exemplar_texts.require_texts(chosen)
     registry, _ = open_home(home)
-    change = exemplar_texts.add_examples(registry, name, chosen, source=f"file {file.name}" if file else "operator")
+    check_examples(registry, registry.route(name).name, chosen, max_loss=max_loss, forced=forced)
+    source = f"file {file.name}" if file else "operator"
+    change = exemplar_texts.add_examples(registry, name, chosen, source=source, why=forced)
     click.echo(f"{change.event.payload['added']} examples added to {name}")
 
 

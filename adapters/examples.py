@@ -15,8 +15,8 @@ from .types import RouteName
 MAX_TEXT_CHARACTERS = 100_000
 
 
-def add_examples(journal: Journal, name: str, texts: Sequence[str], *, source: str) -> Change:
-    """Add texts to a route; those it has already stay as they are."""
+def add_examples(journal: Journal, name: str, texts: Sequence[str], *, source: str, why: str | None = None) -> Change:
+    """Add texts to a route; those it has already stay as they are. `why` stays in the history."""
     require_texts(texts)
     table = schema.examples
     with journal.transaction() as connection:
@@ -30,7 +30,7 @@ def add_examples(journal: Journal, name: str, texts: Sequence[str], *, source: s
         ]
         if rows:
             connection.execute(insert(table), rows)
-        return _append(journal, connection, route, {"added": len(rows)})
+        return _append(journal, connection, route, {"added": len(rows)}, why)
 
 
 def require_texts(texts: Sequence[str], *, what: str = "example") -> None:
@@ -73,14 +73,16 @@ def examples_of(journal: Journal, name: str) -> list[str]:
         return list(connection.execute(query).scalars())
 
 
-def _append(journal: Journal, connection: Connection, route: RouteName, payload: dict[str, object]) -> Change:
+def _append(
+    journal: Journal, connection: Connection, route: RouteName, payload: dict[str, object], why: str | None = None
+) -> Change:
     table = schema.examples
     digests = connection.execute(
         select(table.c.text_digest).where(table.c.route == route).order_by(table.c.text_digest)
     ).scalars()
     found = list(digests)
     payload |= {"examples_digest": sha256_json(found) if found else None}
-    return journal.append(connection, "examples_changed", route, payload=payload)
+    return journal.append(connection, "examples_changed", route, why=why, payload=payload)
 
 
 def scrub(journal: Journal) -> None:

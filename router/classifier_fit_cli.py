@@ -18,6 +18,7 @@ from .classifier_publishing import print_promotion, promote_fitted, publish_fitt
 from .classify.artifact import save_classifier
 from .classify.classifier import BASE
 from .classify.encoding import Precision
+from .collision_check import check_fit
 from .encoder_flags import encoder_option, precision_option
 
 
@@ -57,6 +58,7 @@ def fit(
     rows = read_labelled(examples) if examples else registry_rows(open_home(home)[0])
     rows += [LabelledText(text, BASE) for text in (read_texts(base_examples) if base_examples else [])]
     calibration = read_labelled(calibrate_on) if calibrate_on else ()
+    collisions = None if out else check_fit(open_home(home)[0], rows, forced=forced, promote=promote)
     opened = open_encoder(encoder, precision=precision, cache=encoder_cache(home)) if encoder else None
     found = fit_and_judge(rows, coverage=coverage, calibration=calibration, encoder=opened)
     fitted, number = found.classifier, None
@@ -65,7 +67,13 @@ def fit(
     else:
         number = publish_fitted(home, found)
     done = promote_fitted(home, number, forced) if promote and number is not None else None
-    summary = {"number": number, "digest": fitted.digest, "promoted": promote, **fitted.summary}
+    summary = {
+        "number": number,
+        "digest": fitted.digest,
+        "promoted": promote,
+        "collisions": collisions,
+        **fitted.summary,
+    }
     if as_json:
         print_json(summary)
     else:
