@@ -11,6 +11,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def export_fp32(folder: str, pooling: str, out: Path) -> None:
@@ -26,11 +30,7 @@ def export_fp32(folder: str, pooling: str, out: Path) -> None:
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             states = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            vectors = states[:, 0]
-            if pooling == "mean":
-                kept = attention_mask.unsqueeze(-1).to(states.dtype)
-                vectors = (states * kept).sum(dim=1) / kept.sum(dim=1)
-            return torch.nn.functional.normalize(vectors, dim=-1)
+            return pool(states, attention_mask, pooling)
 
     ids = torch.full((2, 9), 5)
     texts, tokens = torch.export.Dim("texts"), torch.export.Dim("tokens")
@@ -45,6 +45,19 @@ def export_fp32(folder: str, pooling: str, out: Path) -> None:
         dynamo=True,
         external_data=False,
     )
+
+
+def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """(texts, tokens, dimension) → (texts, dimension): the first token's vector, or the mean of those that `mask`
+    (texts, tokens) marks with 1; divided by its length.
+    """
+    import torch
+
+    vectors = states[:, 0]
+    if pooling == "mean":
+        kept = mask.unsqueeze(-1).to(states.dtype)
+        vectors = (states * kept).sum(dim=1) / kept.sum(dim=1)
+    return torch.nn.functional.normalize(vectors, dim=-1)
 
 
 def quantise(fp32: Path, out: Path) -> None:
