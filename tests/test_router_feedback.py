@@ -1,0 +1,265 @@
+"""POST /v1/feedback over a real socket: what is proposed waits, what is wrong is refused, and serving never notices."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from adapters import feedback as queue
+from adapters.classifiers import promote_classifier
+from adapters.decisions import read_decisions
+from adapters.exemplars import exemplars_of
+from adapters.feedback import Choice, Waiting, reject_feedback, waiting_feedback
+from router import feedback as module
+from router.auth import Gatekeeper
+from router.decision_log import DecisionLog
+from router.feedback import MAX_BODY_BYTES, MAX_TEXT_CHARACTERS
+from tests.gateway_parts import DEADLINE, Served, Stock, make_stock
+
+KEY = "k-0123456789abcdef"
+SQL = "select the name of users where age is over 30"
+FEEDBACK = "/v1/feedback"
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Stock:
+    return make_stock(tmp_path_factory.mktemp("stock"), versions=1)
+
+
+@contextmanager
+def gateway(stock: Stock, root: Path, *, text: bool) -> Iterator[Served]:
+    log = DecisionLog(root / "decisions.jsonl", text=text)
+    gatekeeper = Gatekeeper.for_bind("127.0.0.1", KEY)
+    with Served(stock.copy(root / "home"), stock.base, gatekeeper, live=[("sql", 1)], decision_log=log) as served:
+        promote_classifier(served.gateway.registry, 1)
+        served.until(lambda: served.gateway.catalog.classifier is not None, "the classifier")
+        yield served
+
+
+@pytest.fixture(scope="module")
+def shared(stock: Stock, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with gateway(stock, tmp_path_factory.mktemp("served"), text=True) as served:
+        yield served
+
+
+@pytest.fixture
+def served(shared: Served) -> Iterator[Served]:
+    yield shared
+    reject_feedback(shared.gateway.registry, Choice())
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[httpx.Client]:
+    with connected(served) as client:
+        yield client
+
+
+def connected(served: Served) -> httpx.Client:
+    return httpx.Client(base_url=served.url, timeout=DEADLINE, headers={"authorization": f"Bearer {KEY}"})
+
+
+def waiting(served: Served) -> list[Waiting]:
+    return waiting_feedback(served.gateway.registry)
+
+
+def ask(client: httpx.Client, text: str = SQL, model: str = "auto") -> httpx.Response:
+    response = client.post(
+        "/v1/chat/completions", json={"model": model, "messages": [{"role": "user", "content": text}]}
+    )
+    assert response.status_code == 200
+    return response
+
+
+def require_error(response: httpx.Response, status: int, code: str | None) -> dict[str, Any]:
+    document: dict[str, dict[str, Any]] = response.json()
+    assert set(document["error"]) == {"message", "type", "param", "code"}
+    assert (response.status_code, document["error"]["code"]) == (status, code)
+    assert response.headers["x-request-id"]
+    return document["error"]
+
+
+# -- what is proposed waits --------------------------------------------------------------------------------------------
+
+
+def test_feedback_waits_and_changes_no_decision(client: httpx.Client, served: Served) -> None:
+    serial = served.gateway.registry.serial()
+    response = client.post(FEEDBACK, json={"route": "base", "text": SQL, "user": "ann"})
+    assert (response.status_code, response.json()) == (202, {"object": "feedback", "status": "queued"})
+    assert [(one.label, one.text, one.source) for one in waiting(served)] == [("base", SQL, "feedback:ann")]
+    assert exemplars_of(served.gateway.registry).rows == ()
+    assert served.gateway.registry.serial() == serial
+    assert ask(client).headers["x-branchline-route"] == "sql"
+
+
+def test_the_same_feedback_again_looks_the_same_and_is_counted(client: httpx.Client, served: Served) -> None:
+    answers = [client.post(FEEDBACK, json={"route": "regex", "text": "x"}) for _ in range(3)]
+    assert {(one.status_code, one.text) for one in answers} == {(202, answers[0].text)}
+    assert [(one.times, one.source) for one in waiting(served)] == [(3, "feedback:client")]
+
+
+def test_a_text_is_taken_from_the_decision_log_by_its_requests_id(client: httpx.Client, served: Served) -> None:
+    request_id = ask(client, "select the größe of users").headers["x-request-id"]
+    assert client.post(FEEDBACK, json={"route": "regex", "request_id": request_id}).status_code == 202
+    assert [(one.label, one.text) for one in waiting(served)] == [("regex", "select the größe of users")]
+    require_error(client.post(FEEDBACK, json={"route": "regex", "request_id": "req-none"}), 404, "not_found")
+
+
+def test_the_log_keeps_the_text_of_what_was_classified_and_of_nothing_else(
+    client: httpx.Client, served: Served
+) -> None:
+    first, second = (ask(client, "one two three", model).headers["x-request-id"] for model in ("auto", "sql"))
+    log = read_decisions(served.gateway.home.folder.parent / "decisions.jsonl")
+    texts = {line["request_id"]: line["text"] for line in log}
+    assert (texts[first], texts[second]) == ("one two three", None)
+    require_error(client.post(FEEDBACK, json={"route": "regex", "request_id": second}), 404, "not_found")
+
+
+def test_a_gateway_that_keeps_no_texts_says_so(stock: Stock, tmp_path: Path) -> None:
+    with gateway(stock, tmp_path, text=False) as served, connected(served) as client:
+        request_id = ask(client).headers["x-request-id"]
+        error = require_error(
+            client.post(FEEDBACK, json={"route": "sql", "request_id": request_id}), 400, "no_text_kept"
+        )
+        assert error["param"] == "request_id"
+        assert SQL.encode() not in (tmp_path / "decisions.jsonl").read_bytes()
+        assert client.post(FEEDBACK, json={"route": "regex", "text": SQL}).status_code == 202
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"route": "sql", "route": "regex", "text": "x"}', None),
+        (b'{"route": "sql", "text": "x", "weight": NaN}', None),
+        (b'{"route": "sql", "text": "\xff"}', None),
+        (b'{"route": "sql", "text": "\\ud800"}', None),
+        (b'{"route": "sql", "text": "x"} {}', None),
+        (b"[]", None),
+        (b"", None),
+        (b"[" * 100_000, None),
+        (b'{"route": "sql", "text": "x", "label": "regex"}', "label"),
+        (b'{"route": "sql"}', "text"),
+        (b'{"route": "sql", "text": "x", "request_id": "r-1"}', "text"),
+        (b'{"route": "sql", "text": 1}', "text"),
+        (b'{"route": "sql", "text": ""}', "text"),
+        (b'{"route": "sql", "text": " \\n\\t"}', "text"),
+        (b'{"route": "sql", "text": "a\\u0000b"}', "text"),
+        (b'{"route": "sql", "text": "' + b"x" * (MAX_TEXT_CHARACTERS + 1) + b'"}', "text"),
+        (b'{"route": "sql", "request_id": "r 1"}', "request_id"),
+        (b'{"route": "sql", "request_id": ""}', "request_id"),
+        (b'{"route": "sql", "text": "x", "user": "a b"}', "user"),
+        (b'{"route": "sql", "text": "x", "user": ["a"]}', "user"),
+        (b'{"text": "x"}', "route"),
+        (b'{"route": "auto", "text": "x"}', "route"),
+        (b'{"route": "oos", "text": "x"}', "route"),
+        (b'{"route": "../x", "text": "x"}', "route"),
+        (b'{"route": null, "text": "x"}', "route"),
+    ],
+)
+def test_a_body_that_is_not_feedback_is_refused(
+    client: httpx.Client, served: Served, body: bytes, param: str | None
+) -> None:
+    response = client.post(FEEDBACK, content=body, headers={"content-type": "application/json"})
+    assert require_error(response, 400, None)["param"] == param
+    assert waiting(served) == []
+
+
+def test_a_route_that_is_not_there_a_wrong_type_and_a_huge_body_are_refused(client: httpx.Client) -> None:
+    require_error(client.post(FEEDBACK, json={"route": "nosql", "text": "x"}), 404, "not_found")
+    require_error(client.post(FEEDBACK, content=b'{"route": "sql", "text": "x"}'), 400, None)
+    huge = client.post(FEEDBACK, json={"route": "sql", "text": "x" * MAX_BODY_BYTES})
+    require_error(huge, 413, "request_too_large")
+    require_error(client.get(FEEDBACK), 405, "method_not_allowed")
+
+
+def test_feedback_needs_the_key_and_no_foreign_page_gives_any(client: httpx.Client, served: Served) -> None:
+    body = {"route": "sql", "text": "x"}
+    require_error(client.post(FEEDBACK, json=body, headers={"authorization": "Bearer wrong"}), 401, "invalid_api_key")
+    foreign = client.post(FEEDBACK, json=body, headers={"origin": "https://evil.example"})
+    require_error(foreign, 403, "foreign_origin")
+    assert waiting(served) == []
+
+
+def test_a_full_queue_is_said_and_nothing_waiting_is_dropped(
+    client: httpx.Client, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "MAX_WAITING", 3)
+    answers = [client.post(FEEDBACK, json={"route": "sql", "text": f"text {number}"}) for number in range(5)]
+    assert [one.status_code for one in answers] == [202, 202, 202, 429, 429]
+    assert require_error(answers[3], 429, "queue_full")["type"] == "rate_limit_error"
+    assert answers[3].headers["retry-after"]
+    assert [one.text for one in waiting(served)] == ["text 0", "text 1", "text 2"]
+
+
+# -- a registry that does not answer -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(served: Served) -> Iterator[None]:
+    """Another process that writes to the registry and does not come to an end."""
+    writer = sqlite3.connect(served.gateway.home.folder / "registry.db", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        writer.execute("ROLLBACK")
+        writer.close()
+
+
+def test_a_locked_registry_refuses_feedback_and_disturbs_no_answer(
+    client: httpx.Client, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BUSY_TIMEOUT_MS", 20)
+    with locked(served):
+        error = require_error(client.post(FEEDBACK, json={"route": "sql", "text": "x"}), 503, "registry_unavailable")
+        assert str(served.gateway.home.folder) not in error["message"]
+        assert ask(client).headers["x-branchline-route"] == "sql"
+    assert client.post(FEEDBACK, json={"route": "regex", "text": "x"}).status_code == 202
+
+
+def test_a_flood_of_feedback_to_a_locked_registry_is_refused_and_answers_go_on(
+    client: httpx.Client, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BUSY_TIMEOUT_MS", int(DEADLINE * 1000))
+    monkeypatch.setattr(module, "MAX_PENDING", 3)
+    answers: list[httpx.Response] = []
+    refused = threading.Semaphore(0)
+
+    def post(number: int) -> None:
+        with connected(served) as own:
+            answers.append(own.post(FEEDBACK, json={"route": "sql", "text": f"x {number}"}))
+            refused.release()
+
+    threads = [threading.Thread(target=post, args=(number,)) for number in range(8)]
+    with locked(served):
+        for thread in threads:
+            thread.start()
+        for _ in range(5):
+            assert refused.acquire(timeout=DEADLINE)
+        assert ask(client).headers["x-branchline-route"] == "sql"
+    for thread in threads:
+        thread.join(DEADLINE)
+    for answer in answers[:5]:
+        require_error(answer, 429, "feedback_overloaded")
+    assert [answer.status_code for answer in answers[5:]] == [202, 202, 202]
+
+
+def test_a_registry_that_is_gone_refuses_feedback_and_is_not_made_anew(stock: Stock, tmp_path: Path) -> None:
+    with gateway(stock, tmp_path, text=False) as served, connected(served) as client:
+        home = served.gateway.home.folder
+        away = home.with_name("away")
+        home.rename(away)
+        require_error(client.post(FEEDBACK, json={"route": "sql", "text": "x"}), 503, "registry_unavailable")
+        assert not home.exists()
+        assert ask(client).headers["x-branchline-route"] == "sql"
+        away.rename(home)
+        assert client.post(FEEDBACK, json={"route": "regex", "text": "x"}).status_code == 202
