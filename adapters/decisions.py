@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 
 from .errors import BadInput, NotFound
+from .rows import Asked, Message
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TEXT = b', "text": '
@@ -55,6 +56,13 @@ def read_decisions(path: Path) -> Iterator[Mapping[str, object]]:
                 yield from (decision for line in lines if (decision := _parse(line)) is not None)
         except OSError as error:
             raise BadInput(f"cannot read {file.name}: {error.strerror}", hint="check its permissions") from error
+
+
+def read_logged(path: Path) -> tuple[list[Asked], int]:
+    """The texts of a log as rows, and how many decisions were left out that hold none. Raises `BadInput`."""
+    found = [decision.get("text") for decision in read_decisions(path)]
+    asked = [Asked((Message("user", text),), None) for text in found if isinstance(text, str) and text.strip()]
+    return asked, len(found) - len(asked)
 
 
 def find_text(path: Path, request_id: str, *, max_bytes: int | None = None) -> str:

@@ -230,7 +230,7 @@ def _prompt(row: Mapping[str, object]) -> tuple[Message, ...]:
 
 
 def _asked(row: Mapping[str, object]) -> Asked | None:
-    if all(row.get(key) is None for key in ("messages", "text", "input")):
+    if all(row.get(key) in (None, "") for key in ("messages", "text", "input")):
         return None
     return Asked(_prompt(row), None if row.get("label") is None else _string(row, "label"))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from adapters.command import PATH
+from adapters.decisions import read_logged
 from adapters.errors import BadInput
 from adapters.home import Home, home_options
 from adapters.output import json_option, note, print_json, print_table
@@ -32,10 +33,10 @@ MAX_SHOWN = 70
 def diff(home: Home, before: str, after: str, file: Path, encoder: str | None, examples: int, as_json: bool) -> None:
     """Show what would change on FILE, and for which route, if classifier B decided and not A.
 
-    A and B are numbers, folders or `live`. FILE holds rows of any kind, with "label" or without, or is a decision log
-    that was kept with text.
+    A and B are numbers, folders or `live`. FILE holds rows of any kind, with "label" or without, or names a decision
+    log that was kept with text, all its days.
     """
-    rows, left_out = read_asked(file)
+    rows, left_out = read_asked(file) if file.exists() else read_logged(file)
     if left_out:
         note(f"note: {left_out} rows of {file.name} hold no text and are left out")
     if not rows:

@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.decisions import blank_texts, day_files, find_text, read_decisions
+from adapters.decisions import blank_texts, day_files, find_text, read_decisions, read_logged
 from adapters.errors import BadInput, NotFound
+from adapters.rows import last_user_text, read_asked
 from router import decision_log as module
 from router.decision_log import MAX_TEXT_CHARACTERS, DecisionLog, keep_swept
 from router.errors import ConfigInvalid
@@ -301,3 +302,20 @@ def test_lines_are_json_that_other_readers_take(log: DecisionLog, path: Path) ->
     blank_texts(path, lambda _: True)
     (file,) = day_files(path).values()
     assert [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()] == [""]
+
+
+# -- read as rows ------------------------------------------------------------------------------------------------------
+
+
+def test_all_days_of_a_log_are_rows_and_what_holds_no_text_is_left_out(
+    log: DecisionLog, path: Path, clock: Clock
+) -> None:
+    for text in ("one", None, "two"):
+        write(log, text)
+        clock.forward(days=1)
+    write(log, "gone", decision=BASE)
+    blank_texts(path, lambda decision: decision["route"] is None)
+    rows, left_out = read_logged(path)
+    assert ([last_user_text(row.prompt) for row in rows], left_out) == (["two"], 2)  # the first day is over
+    for file in day_files(path).values():
+        read_asked(file)  # a day alone is a file of rows too, blanked lines and all
