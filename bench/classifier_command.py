@@ -17,7 +17,9 @@ def parser_of(documentation: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--split", choices=("dev", "test"), default="dev", help="dev prints, test writes the table")
     parser.add_argument("--encoder", metavar="SOURCE", help="folder or hub id [default: words and letters alone]")
-    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="of the encoder")
+    parser.add_argument(
+        "--precision", choices=("fp32", "int8"), default="int8", help="of the encoder [default: int8, as the commands]"
+    )
     parser.add_argument("--cache", type=Path, help="the exported encoder is kept here [default: a temporary folder]")
     parser.add_argument(
         "--general", type=int, default=0, metavar="N", help="fit on N made general prompts as base rows"
