@@ -14,10 +14,11 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from . import schema
 from .errors import NotFound
-from .examples import require_texts, scrub
+from .examples import require_texts
 from .exemplars import BASE_LABEL, Exemplar
 from .journal import Journal, require_route
 from .rows import text_digest
+from .scrub import scrub
 from .types import Event, EventKind, RouteName
 
 OPERATOR = "correction:operator"
@@ -123,7 +124,7 @@ def remove_corrections(journal: Journal, digests: Sequence[str], *, why: str | N
             for other in labels_of(connection, digest) - {label}:
                 moves[other].gained.append(digest)
         _append_moves(journal, connection, "correction_removed", moves, why)
-    scrub(journal)
+    scrub(journal, table)
     return len(chosen)
 
 

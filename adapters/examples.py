@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, delete, func, insert, select
 
 from . import schema
-from .errors import BadInput, RegistryUnavailable
-from .journal import Change, Journal, require_route, usable
+from .errors import BadInput
+from .journal import Change, Journal, require_route
 from .rows import is_unicode, sha256_json, text_digest
+from .scrub import scrub
 from .types import RouteName
 
 MAX_TEXT_CHARACTERS = 100_000
@@ -60,7 +61,7 @@ def remove_examples(journal: Journal, name: str, texts: Sequence[str]) -> Change
             delete(table).where(table.c.route == route, table.c.text_digest.in_(chosen))
         ).rowcount
         change = _append(journal, connection, route, {"removed": removed})
-    scrub(journal)
+    scrub(journal, table)
     return change
 
 
@@ -83,19 +84,3 @@ def _append(
     found = list(digests)
     payload |= {"examples_digest": sha256_json(found) if found else None}
     return journal.append(connection, "examples_changed", route, why=why, payload=payload)
-
-
-def scrub(journal: Journal) -> None:
-    """Cut SQLite's log: it overwrites deleted rows (`secure_delete`), but old pages wait there until then.
-
-    Raises `RegistryUnavailable` where a reader keeps it from being cut.
-    """
-    if journal.engine.dialect.name != "sqlite":
-        return
-    with usable(), journal.engine.connect() as connection:
-        busy = connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-    if busy:
-        raise RegistryUnavailable(
-            "the text is deleted, but the database's log still holds its bytes: another process keeps reading it",
-            hint="end that reader (a backup, a shell) and run the command again",
-        )

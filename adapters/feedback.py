@@ -13,10 +13,11 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, sel
 from . import schema
 from .corrections import Corrected, labels_of, put_corrections, require_label
 from .errors import NotFound, QueueFull
-from .examples import require_texts, scrub
+from .examples import require_texts
 from .exemplars import BASE_LABEL, Exemplar
 from .journal import Journal
 from .rows import text_digest
+from .scrub import scrub
 from .types import RouteName
 
 MAX_WAITING = 1000
@@ -93,7 +94,7 @@ def reject_feedback(journal: Journal, choice: Choice, *, why: str | None = None)
                 journal.append_for_base(connection, "feedback_rejected", why=why, payload=payload)
             else:
                 journal.append(connection, "feedback_rejected", RouteName(label), why=why, payload=payload)
-    scrub(journal)
+    scrub(journal, schema.feedback)
     return len(rows)
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, Select, Table, delete, or_, select
 
 from . import schema
-from .examples import scrub
 from .exemplars import BASE_LABEL
 from .journal import Journal, require_route
+from .scrub import scrub
 from .types import Event
 
 
@@ -40,7 +40,7 @@ def forget_texts(journal: Journal, name: str, *, why: str | None = None) -> Forg
         removed = _delete(connection, examples, examples.c.route == name)
         payload = {"removed": len(removed), "corrections": len(corrected), "feedback": len(waiting)}
         event = _append(journal, connection, name, why, payload)
-    scrub(journal)
+    scrub(journal, examples, corrections, feedback)
     digests = frozenset([*removed, *corrected, *waiting])
     return Forgotten(event, len(removed), len(corrected), len(waiting), digests)
 

@@ -225,6 +225,9 @@ def _create(engine: Engine) -> None:
     """Make all tables in one transaction; whoever comes second finds them."""
     with engine.execution_options(branchline_writes=True).begin() as connection:
         metadata.create_all(connection)
+        if engine.dialect.name == "postgresql":  # its statistics would keep copies of texts
+            for table in (examples, corrections, feedback):
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ALTER COLUMN text SET STATISTICS 0")
         if connection.execute(select(registry.c.id)).first() is None:
             connection.execute(insert(registry).values(id=1, schema=SCHEMA_NUMBER, serial=0))
             connection.execute(insert(classifier).values(id=1, state={"latest": 0, "stack": []}))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import text as sql
 
 from adapters import feedback as queue
 from adapters import schema
@@ -46,9 +47,7 @@ def anywhere(request: pytest.FixtureRequest, home: Path) -> Iterator[Registry]:
         yield from _filled(f"sqlite:///{home / 'registry.db'}")
         return
     url: str = request.getfixturevalue("server")
-    engine = schema.connect(url)
-    schema.metadata.drop_all(engine)
-    engine.dispose()
+    _empty(url)
     yield from _filled(url)
 
 
@@ -56,6 +55,12 @@ def anywhere(request: pytest.FixtureRequest, home: Path) -> Iterator[Registry]:
 def server() -> Iterator[str]:
     with postgres() as url:
         yield url
+
+
+def _empty(url: str) -> None:
+    engine = schema.connect(url)
+    schema.metadata.drop_all(engine)
+    engine.dispose()
 
 
 def _filled(url: str) -> Iterator[Registry]:
@@ -317,6 +322,27 @@ def test_no_byte_of_a_correction_is_left_in_the_database_or_its_log(home: Path, 
     assert found() == []
     registry.close()
     reader.close()
+
+
+def test_no_byte_of_it_is_left_in_the_tables_of_a_postgresql(server: str) -> None:
+    _empty(server)
+    registry = next(_filled(server))
+    texts = [f"SECRET-{number}-" + "x" * size for number, size in enumerate((10, 500, 50_000))]
+    add_examples(registry, "regex", texts[:1], source="operator")
+    correct(registry, "regex", texts[1:2])
+    queue_feedback(registry, "regex", texts[2], source="feedback:ann")
+    files = Path(str(registry.engine.url.query["host"])) / "data" / "base"
+
+    def found() -> bool:
+        with registry.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            connection.execute(sql("ANALYZE"))
+            connection.execute(sql("CHECKPOINT"))
+        return any(b"SECRET-" in file.read_bytes() for file in files.rglob("*") if file.is_file())
+
+    assert found()
+    forget_texts(registry, "regex")
+    assert not found()
+    registry.close()
 
 
 # -- registries from before, and none ----------------------------------------------------------------------------------
