@@ -7,15 +7,12 @@ in for its route alone. The live version and the one before it are kept warm, as
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-from adapters.errors import BranchlineError
 from adapters.journal import Journal, View
 from adapters.probes import probes_of
 from adapters.store import Store
@@ -24,16 +21,14 @@ from adapters.types import AdapterVersion, Event, GatewayRow, RouteState
 from .backends.base import Backend
 from .background import Background
 from .classify.classifier import Classifier
+from .classify.judge import Judge
+from .judging import FindEncoder, Judging, LoadClassifier, no_encoder
 from .policy import Snapshot
 from .residency import OnLoad, Residency, tell_nobody
 from .tracked import TrackedRoute
 from .types import EngineStatus
 from .warming import Warming
 from .watcher import Watcher
-
-RETRY_SECONDS = 10.0
-log = logging.getLogger("branchline.catalog")
-LoadClassifier = Callable[[Path, str], Classifier]
 
 
 class Catalog:
@@ -50,22 +45,20 @@ class Catalog:
         load_classifier: LoadClassifier,
         gateway_id: str,
         *,
+        find_encoder: FindEncoder = no_encoder,
         on_load: OnLoad = tell_nobody,
     ) -> None:
         self._journal = journal
         self._store = store
         self._backend = backend
-        self._load_classifier = load_classifier
         self._background = Background()
+        self._judging = Judging(journal, store, load_classifier, find_encoder, self._background, self._judge_swapped)
         find_probes = partial(probes_of, journal, store)
         self._residency = Residency(store, backend, self._background, find_probes, self._is_kept, on_load)
         self._warming = Warming(self._residency, self._background, self._moved)
         self._routes: dict[str, TrackedRoute] = {}
         self._watcher: Watcher | None = None
         self._heartbeat = GatewayRow(gateway_id, 0.0, 0, {})
-        self._wanted_classifier: str | None = None
-        self.classifier: Classifier | None = None
-        self.classifier_problem: str | None = None
         self.snapshot = Snapshot(0, backend.base_id, {})
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -93,6 +86,7 @@ class Catalog:
         if self._watcher is not None:
             await asyncio.to_thread(self._watcher.stop)
         await self._background.stop()
+        await self._judging.stop()
 
     @property
     def stale_seconds(self) -> float:
@@ -106,16 +100,27 @@ class Catalog:
 
     @property
     def warming(self) -> list[str]:
-        """What is wanted and on its way, but not in force yet: routes, and the classifier."""
+        """What is wanted and on its way, but not in force yet: routes, the classifier, the exemplars."""
         missing = {
             name: route
             for name, route in self._routes.items()
             if route.in_force != route.wanted and route.problem is None
         }
-        routes = [name for name, route in missing.items() if self._warming.is_coming(route)]
-        current = self.classifier.digest if self.classifier else None
-        late = current != self._wanted_classifier and self.classifier_problem is None
-        return [*routes, "the classifier"] if late else routes
+        return [*(name for name, route in missing.items() if self._warming.is_coming(route)), *self._judging.coming]
+
+    @property
+    def judge(self) -> Judge:
+        """What decides where an `auto` request goes."""
+        return self._judging.judge
+
+    @property
+    def classifier(self) -> Classifier | None:
+        return self.judge.classifier
+
+    @property
+    def classifier_problem(self) -> str | None:
+        """Why the classifier or the exemplars in force are not those wanted."""
+        return self._judging.problem
 
     @property
     def engines(self) -> Sequence[EngineStatus]:
@@ -157,9 +162,7 @@ class Catalog:
         self._publish(view.serial, changed)
         for route in changed:
             route.tell()
-        if view.live_classifier != self._wanted_classifier:
-            self._wanted_classifier = view.live_classifier
-            self._swap_classifier()
+        self._judging.follow(view)
         return moved
 
     def _learn(self, state: RouteState, versions: Mapping[int, AdapterVersion], events: Sequence[Event]) -> bool:
@@ -207,45 +210,16 @@ class Catalog:
         routes: dict[str, TrackedRoute] = {route.state.name: route for route in changed}
         seen = {name: route.as_policy_sees() for name, route in routes.items()}
         told = {name: route.as_fleet_sees() for name, route in routes.items()}
-        digest = self.classifier.digest if self.classifier else None
-        self.snapshot = replace(
-            self.snapshot, serial=serial, routes={**self.snapshot.routes, **seen}, classifier_digest=digest
-        )
+        classifier, exemplars = self.judge.classifier_digest, self.judge.exemplars_digest
+        self.snapshot = Snapshot(serial, self.snapshot.base_id, {**self.snapshot.routes, **seen}, classifier, exemplars)
         self._heartbeat = replace(
-            self._heartbeat, serial=serial, routes={**self._heartbeat.routes, **told}, classifier_digest=digest
+            self._heartbeat, serial=serial, routes={**self._heartbeat.routes, **told}, classifier_digest=classifier
         )
         if self._watcher is not None:
             self._watcher.beat_now()
 
-    def _beat(self) -> GatewayRow:
-        return replace(self._heartbeat, last_seen=time.time())
-
-    # -- the classifier -------------------------------------------------------------------------------------------
-
-    def _swap_classifier(self) -> None:
-        self._background.spawn(self._follow_classifier(self._wanted_classifier))
-
-    async def _follow_classifier(self, digest: str | None) -> None:
-        """Put the wanted classifier in force; the old one stays, and it is tried again, where it cannot be read."""
-        found, problem = None, None
-        try:
-            if digest is not None:
-                found = await asyncio.to_thread(self._read_classifier, digest)
-        except (BranchlineError, OSError) as error:
-            problem = error.message if isinstance(error, BranchlineError) else f"cannot be read: {error.strerror}"
-        if digest != self._wanted_classifier:
-            return  # the registry moved on while this one was read
-        self.classifier_problem = problem
-        if problem is None:
-            self.classifier = found
-        else:
-            log.error("classifier %s could not be brought in: %s", str(digest)[:16], problem)
-            self._background.later(RETRY_SECONDS, self._retry_classifier, digest)
+    def _judge_swapped(self) -> None:
         self._publish(self.snapshot.serial)
 
-    def _retry_classifier(self, digest: str | None) -> None:
-        if digest == self._wanted_classifier:
-            self._swap_classifier()
-
-    def _read_classifier(self, digest: str) -> Classifier:
-        return self._load_classifier(self._store.classifier_folder(digest), digest)
+    def _beat(self) -> GatewayRow:
+        return replace(self._heartbeat, last_seen=time.time())

@@ -14,7 +14,7 @@ from .catalog import Catalog
 from .errors import AdapterUnavailable, EngineFailed, EngineOverloaded
 from .policy import AUTO, NotScored, Snapshot, decide
 from .telemetry import Outcome, Tail, Telemetry
-from .types import Call, Decision, Reply, Scores
+from .types import Call, Decision, Judged, Reply
 from .wire import ClientRequest
 
 PINNED_WAIT_SECONDS = 30.0
@@ -62,7 +62,8 @@ class Dispatcher:
         Whoever takes the answer reads its reply to the end or closes it.
         """
         started = time.perf_counter()
-        choose = partial(decide, request.model, self._scores(request), allow_unreleased=self._allow_unreleased)
+        judged = await self._judged(request)
+        choose = partial(decide, request.model, judged, allow_unreleased=self._allow_unreleased)
         chosen = Chosen(choose(self._catalog.snapshot), self._catalog.snapshot)
         unreleased = self._is_unreleased(chosen)
         if unreleased and self._unreleased >= MAX_UNRELEASED:
@@ -79,15 +80,16 @@ class Dispatcher:
         body = Followed(reply.body, ended, started=started, stream=request.stream)
         return Answer(chosen.decision, Reply(body, reply.content_type), chosen.snapshot.serial, chosen.at - started)
 
-    def _scores(self, request: ClientRequest) -> Scores | NotScored:
+    async def _judged(self, request: ClientRequest) -> Judged | NotScored:
         if request.model != AUTO:
             return NotScored("base_requested")
-        classifier = self._catalog.classifier
-        if classifier is None:
+        judge = self._catalog.judge
+        scores = await judge.decide(request.texts)
+        if scores is None:
             return NotScored("no_classifier")
         if not request.texts:
             return NotScored("not_text")
-        return classifier.decide_text(request.texts)
+        return Judged(scores, judge.classifier_digest, judge.exemplars_digest)
 
     async def _brought_in(self, chosen: Chosen, choose: Choose) -> Chosen:
         """Wait for a version that was asked for by number, and as its policy says for a route's own."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapters.errors import InvalidName
 from adapters.policy import OnDisabled
 from adapters.types import AdapterRef
 
 from .errors import Forbidden, ModelNotFound, RouteDisabled
-from .types import Decision, Reason, Scores
+from .types import Decision, Judged, Reason
 
 AUTO = "auto"
 
@@ -51,6 +51,7 @@ class Snapshot:
     base_id: str
     routes: Mapping[str, RouteInForce]
     classifier_digest: str | None = None
+    exemplars_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +61,16 @@ class NotScored:
     reason: Reason
 
 
-def decide(model: str, scores: Scores | NotScored, snapshot: Snapshot, *, allow_unreleased: bool = False) -> Decision:
+def decide(model: str, judged: Judged | NotScored, snapshot: Snapshot, *, allow_unreleased: bool = False) -> Decision:
     """The decision for a request that names `model`.
 
-    `scores` is read for `auto` only. Raises `ModelNotFound`, `RouteDisabled` or `Forbidden`; a named adapter
+    `judged` is read for `auto` only. Raises `ModelNotFound`, `RouteDisabled` or `Forbidden`; a named adapter
     never falls to the base in silence.
     """
     if model == snapshot.base_id:
         return _base(snapshot, "base_requested")
     if model == AUTO:
-        return _decide_auto(scores, snapshot)
+        return _decide_auto(judged, snapshot)
     try:
         ref = AdapterRef.parse(model)
     except InvalidName:
@@ -82,13 +83,13 @@ def decide(model: str, scores: Scores | NotScored, snapshot: Snapshot, *, allow_
     return _decide_pinned(model, ref, route, allow_unreleased)
 
 
-def _decide_auto(scores: Scores | NotScored, snapshot: Snapshot) -> Decision:
-    if isinstance(scores, NotScored):
-        return _base(snapshot, scores.reason)
-    route = snapshot.routes.get(scores.route)
-    if scores.abstains or route is None:
-        return _base(snapshot, "abstained" if scores.abstains else "no_live_version", scores=scores)
-    return _of_route(route, snapshot, "classified", scores)
+def _decide_auto(judged: Judged | NotScored, snapshot: Snapshot) -> Decision:
+    if isinstance(judged, NotScored):
+        return _base(snapshot, judged.reason)
+    route = snapshot.routes.get(judged.scores.route)
+    if judged.scores.abstains or route is None:
+        return _base(snapshot, "abstained" if judged.scores.abstains else "no_live_version", judged=judged)
+    return _of_route(route, snapshot, "classified", judged)
 
 
 def _decide_named(route: RouteInForce, snapshot: Snapshot) -> Decision:
@@ -99,22 +100,21 @@ def _decide_named(route: RouteInForce, snapshot: Snapshot) -> Decision:
     return _of_route(route, snapshot, "pinned", None)
 
 
-def _of_route(route: RouteInForce, snapshot: Snapshot, reason: Reason, scores: Scores | None) -> Decision:
+def _of_route(route: RouteInForce, snapshot: Snapshot, reason: Reason, judged: Judged | None) -> Decision:
     if not route.enabled:
-        return _base(snapshot, "route_disabled", route, scores)
+        return _base(snapshot, "route_disabled", route, judged)
     if route.wanted is None:
-        return _base(snapshot, "no_live_version", route, scores)
+        return _base(snapshot, "no_live_version", route, judged)
     if route.in_force is None:
-        return _base(snapshot, "adapter_unavailable", route, scores)
-    return Decision(
+        return _base(snapshot, "adapter_unavailable", route, judged)
+    decision = Decision(
         engine_name=route.versions[route.in_force].engine_name,
         stage="live",
         reason=reason,
         route=route.name,
         version=route.in_force,
-        confidence=scores.confidence if scores else None,
-        classifier_digest=snapshot.classifier_digest if scores else None,
     )
+    return _with_judgement(decision, judged)
 
 
 def _decide_pinned(model: str, ref: AdapterRef, route: RouteInForce, allow_unreleased: bool) -> Decision:
@@ -134,15 +134,21 @@ def _decide_pinned(model: str, ref: AdapterRef, route: RouteInForce, allow_unrel
 
 
 def _base(
-    snapshot: Snapshot, reason: Reason, route: RouteInForce | None = None, scores: Scores | None = None
+    snapshot: Snapshot, reason: Reason, route: RouteInForce | None = None, judged: Judged | None = None
 ) -> Decision:
-    return Decision(
-        engine_name=snapshot.base_id,
-        stage="base",
-        reason=reason,
-        route=route.name if route else None,
-        confidence=scores.confidence if scores else None,
-        classifier_digest=snapshot.classifier_digest if scores else None,
+    decision = Decision(snapshot.base_id, stage="base", reason=reason, route=route.name if route else None)
+    return _with_judgement(decision, judged)
+
+
+def _with_judgement(decision: Decision, judged: Judged | None) -> Decision:
+    if judged is None:
+        return decision
+    return replace(
+        decision,
+        confidence=judged.scores.confidence,
+        classifier_digest=judged.classifier_digest,
+        exemplars_digest=judged.exemplars_digest,
+        exemplar=judged.scores.exemplar,
     )
 
 

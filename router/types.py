@@ -26,16 +26,18 @@ EngineState = Literal["starting", "up", "draining", "down"]
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the classifier says of one text.
+    """What the classifier, or memory, says of one text.
 
-    `route` is the top route (or `base`, where a base class was learned) and `confidence` its calibrated probability.
-    `score` is the decision's own score and `threshold` what it is compared with: below it the classifier abstains.
+    `route` is the top route (or `base`, where memory means the base) and `confidence` its calibrated probability.
+    `score` is the decision's own score and `threshold` what it is compared with: below it the base answers.
+    `exemplar` is the text digest of the exemplar that decided, `None` where the classifier did.
     """
 
     route: str
     confidence: float
     score: float
     threshold: float
+    exemplar: str | None = None
 
     @property
     def abstains(self) -> bool:
@@ -43,10 +45,20 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """Scores, and the digests of the classifier and of the exemplars that they come from."""
+
+    scores: Scores
+    classifier_digest: str | None
+    exemplars_digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """Where one request goes. `route` and `version` are `None` where nothing but the base was ever meant.
 
-    `engine_name` is what the engine is asked for: a version's engine name, or the base's id.
+    `engine_name` is what the engine is asked for: a version's engine name, or the base's id. `exemplar` is the text
+    digest of the exemplar that decided, where memory did and not the classifier.
     """
 
     engine_name: str
@@ -57,6 +69,7 @@ class Decision:
     confidence: float | None = None
     classifier_digest: str | None = None
     exemplars_digest: str | None = None
+    exemplar: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

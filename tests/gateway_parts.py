@@ -24,7 +24,7 @@ from adapters.types import AdapterVersion, ClassifierVersion
 from router.app import Parts, create_app
 from router.auth import Gatekeeper
 from router.backends.echo import EchoBackend
-from router.catalog import Catalog, LoadClassifier
+from router.catalog import Catalog
 from router.classify.artifact import save_classifier
 from router.classify.fit import fit_classifier
 from router.classify.loader import load_classifier
@@ -33,6 +33,7 @@ from router.decision_log import DecisionLog
 from router.dispatch import Dispatcher
 from router.errors import AdapterUnavailable, EngineFailed, NotApplied
 from router.feedback import Feedback
+from router.judging import FindEncoder, LoadClassifier, no_encoder
 from router.policy import NotScored, decide
 from router.telemetry import Telemetry
 from router.types import Call, Decision, Endpoint, Reply
@@ -249,6 +250,7 @@ async def running(
     live: Sequence[tuple[str, int]] = (),
     engine: ScriptedEngine | None = None,
     read_classifier: LoadClassifier = lambda folder, digest: load_classifier(folder, digest=digest),
+    find_encoder: FindEncoder = no_encoder,
     allow_unreleased: bool = False,
     settle: bool = True,
     decision_log: DecisionLog | None = None,
@@ -259,7 +261,10 @@ async def running(
     store = Store(home.store)
     engine = engine or ScriptedEngine(base)
     telemetry = Telemetry(decision_log)
-    catalog = Catalog(journal, store, engine, read_classifier, "gateway-under-test", on_load=telemetry.loaded)
+    name = "gateway-under-test"
+    catalog = Catalog(
+        journal, store, engine, read_classifier, name, find_encoder=find_encoder, on_load=telemetry.loaded
+    )
     dispatcher = Dispatcher(catalog, engine, telemetry, allow_unreleased=allow_unreleased)
     gateway = Gateway(home, registry, store, engine, catalog, telemetry, dispatcher)
     for route, number in live:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import adapters.schema
-import router.catalog
+import router.judging
 import router.residency
 import router.warming
 import router.watcher
@@ -61,7 +61,7 @@ def home(homes: Homes) -> Home:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens after seconds in production happens at once here; tests wait for it, never for a time."""
-    monkeypatch.setattr(router.catalog, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(router.judging, "RETRY_SECONDS", 0.02)
     monkeypatch.setattr(router.warming, "RETRY_SECONDS", 0.02)
     monkeypatch.setattr(router.residency, "UNLOAD_DELAY_SECONDS", 0.02)
     monkeypatch.setattr(router.watcher, "RETRY_SECONDS", 0.02)

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from adapters.policy import OnDisabled
 from router.errors import Forbidden, ModelNotFound, RouteDisabled
 from router.policy import NotScored, RouteInForce, ServableVersion, Snapshot, decide
-from router.types import Decision, Reason, Scores
+from router.types import Decision, Judged, Reason, Scores
 
 BASE = "pocket"
 REFUSALS = (Forbidden, ModelNotFound, RouteDisabled)
-SURE = Scores("sql", 0.93, 2.0, 1.0)
-UNSURE = Scores("sql", 0.41, 0.5, 1.0)
+CLASSIFIER, EXEMPLARS = "c" * 64, "e" * 64
+SURE = Judged(Scores("sql", 0.93, 2.0, 1.0), CLASSIFIER, EXEMPLARS)
+UNSURE = Judged(Scores("sql", 0.41, 0.5, 1.0), CLASSIFIER, EXEMPLARS)
 UNREAD = NotScored("not_text")
 
 
@@ -33,10 +34,10 @@ def sql(**changes: object) -> RouteInForce:
 
 
 def snapshot(*routes: RouteInForce) -> Snapshot:
-    return Snapshot(9, BASE, {route.name: route for route in routes}, "c" * 64)
+    return Snapshot(9, BASE, {route.name: route for route in routes})
 
 
-def choose(model: str, route: RouteInForce, scores: Scores | NotScored = SURE, *, unreleased: bool = False) -> Decision:
+def choose(model: str, route: RouteInForce, scores: Judged | NotScored = SURE, *, unreleased: bool = False) -> Decision:
     return decide(model, scores, snapshot(route), allow_unreleased=unreleased)
 
 
@@ -48,8 +49,8 @@ DISABLED = {"enabled": False, "wanted": None, "in_force": None}
     [
         (SURE, {}, version(2).engine_name, "live", "classified", "sql"),
         (UNSURE, {}, BASE, "base", "abstained", None),
-        (Scores("base", 0.99, 2.0, 1.0), {}, BASE, "base", "abstained", None),
-        (Scores("gone", 0.99, 2.0, 1.0), {}, BASE, "base", "no_live_version", None),
+        (Judged(Scores("base", 0.99, 2.0, 1.0), CLASSIFIER, EXEMPLARS), {}, BASE, "base", "abstained", None),
+        (Judged(Scores("gone", 0.99, 2.0, 1.0), CLASSIFIER, EXEMPLARS), {}, BASE, "base", "no_live_version", None),
         (SURE, {"wanted": None, "in_force": None}, BASE, "base", "no_live_version", "sql"),
         (SURE, {"in_force": None}, BASE, "base", "adapter_unavailable", "sql"),
         (SURE, {"in_force": 1}, version(1).engine_name, "live", "classified", "sql"),
@@ -60,7 +61,7 @@ DISABLED = {"enabled": False, "wanted": None, "in_force": None}
     ],
 )
 def test_auto_goes_where_the_classifier_and_what_is_in_force_say(
-    scores: Scores | NotScored,
+    scores: Judged | NotScored,
     changes: dict[str, object],
     engine_name: str,
     stage: str,
@@ -156,11 +157,24 @@ def test_the_base_answers_by_its_id_whatever_the_classifier_says() -> None:
     assert (found.engine_name, found.reason, found.route, found.confidence) == (BASE, "base_requested", None, None)
 
 
-def test_a_classified_decision_carries_confidence_and_classifier_also_where_the_base_answers() -> None:
-    for scores, changes in ((SURE, {}), (UNSURE, {}), (SURE, {"in_force": None})):
-        found = choose("auto", sql(**changes), scores)
-        assert (found.confidence, found.classifier_digest) == (scores.confidence, "c" * 64)
-    assert choose("sql", sql()).classifier_digest is None
+def test_a_classified_decision_names_what_it_was_made_by_also_where_the_base_answers() -> None:
+    for judged, changes in ((SURE, {}), (UNSURE, {}), (SURE, {"in_force": None})):
+        found = choose("auto", sql(**changes), judged)
+        assert found.confidence == judged.scores.confidence
+        assert (found.classifier_digest, found.exemplars_digest, found.exemplar) == (CLASSIFIER, EXEMPLARS, None)
+    assert (choose("sql", sql()).classifier_digest, choose("sql", sql()).exemplars_digest) == (None, None)
+
+
+def test_a_decision_of_memory_is_classified_and_names_the_exemplar() -> None:
+    remembered = Judged(Scores("sql", 0.9, 0.9, 0.8, exemplar="f" * 64), None, EXEMPLARS)
+    found = choose("auto", sql(), remembered)
+    assert (found.reason, found.route, found.exemplar, found.classifier_digest) == ("classified", "sql", "f" * 64, None)
+
+
+def test_the_base_answers_what_an_exemplar_gives_to_the_base() -> None:
+    remembered = Judged(Scores("base", 0.9, 0.9, 0.8, exemplar="f" * 64), CLASSIFIER, EXEMPLARS)
+    found = choose("auto", sql(), remembered)
+    assert (found.engine_name, found.reason, found.exemplar) == (BASE, "abstained", "f" * 64)
 
 
 # -- what holds for all -------------------------------------------------------------------------------------------
@@ -183,22 +197,23 @@ def routes(draw: st.DrawFn, name: str) -> RouteInForce:
 SNAPSHOTS = st.tuples(routes("sql"), routes("regex")).map(lambda both: snapshot(*both))
 NAMES = st.sampled_from(["sql", "regex", "gone"])
 SCORES = st.builds(Scores, NAMES | st.just("base"), st.floats(0, 1), st.floats(-5, 5), st.floats(-5, 5))
+JUDGED = st.builds(Judged, SCORES, st.just(CLASSIFIER), st.just(EXEMPLARS))
 UNSCORED = st.builds(NotScored, st.sampled_from(["not_text", "no_classifier"]))
 NAMED = st.tuples(NAMES, st.integers(1, 5)).map(lambda ref: f"{ref[0]}@{ref[1]}") | NAMES
 MODELS = NAMED | st.tuples(NAMES, st.integers(1, 5)).map(lambda ref: version(ref[1], route=ref[0]).engine_name)
 
 
-@given(SNAPSHOTS, SCORES | UNSCORED, st.booleans())
-def test_auto_always_finds_an_answer(view: Snapshot, scores: Scores | NotScored, allowed: bool) -> None:
+@given(SNAPSHOTS, JUDGED | UNSCORED, st.booleans())
+def test_auto_always_finds_an_answer(view: Snapshot, scores: Judged | NotScored, allowed: bool) -> None:
     found = decide("auto", scores, view, allow_unreleased=allowed)
     answering = {route.versions[route.in_force].engine_name for route in view.routes.values() if route.in_force}
     assert found.engine_name in answering | {BASE}
     assert (found.engine_name == BASE) == (found.stage == "base") == (found.version is None)
 
 
-@given(SNAPSHOTS, MODELS, SCORES | UNSCORED, st.booleans())
+@given(SNAPSHOTS, MODELS, JUDGED | UNSCORED, st.booleans())
 def test_a_named_adapter_falls_to_the_base_only_where_disabled_or_on_its_way(
-    view: Snapshot, model: str, scores: Scores | NotScored, allowed: bool
+    view: Snapshot, model: str, scores: Judged | NotScored, allowed: bool
 ) -> None:
     try:
         found = decide(model, scores, view, allow_unreleased=allowed)
@@ -235,9 +250,9 @@ def test_a_version_that_answers_without_permission_has_been_live(view: Snapshot,
         assert view.routes[str(found.route)].versions[found.version].released
 
 
-@given(SNAPSHOTS, MODELS | st.just("auto") | st.text(max_size=20), SCORES | UNSCORED, st.booleans())
+@given(SNAPSHOTS, MODELS | st.just("auto") | st.text(max_size=20), JUDGED | UNSCORED, st.booleans())
 def test_the_same_question_has_the_same_answer(
-    view: Snapshot, model: str, scores: Scores | NotScored, allowed: bool
+    view: Snapshot, model: str, scores: Judged | NotScored, allowed: bool
 ) -> None:
     def outcome() -> Decision | tuple[type[Exception], str]:
         try:
