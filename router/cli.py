@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import click
@@ -27,7 +28,9 @@ from .backends import make_backend
 from .backends.base import Backend
 from .catalog import Catalog
 from .classify.classifier import Classifier
-from .classify.encoding import Precision
+from .classify.encoder.layout import read_layout
+from .classify.encoder.opening import encoder_cache, find_encoder, open_encoder
+from .classify.encoding import Encoder, EncoderRef, Precision
 from .classify.loader import load_classifier
 from .decision_log import DAYS, DecisionLog, keep_swept
 from .dispatch import Dispatcher
@@ -87,6 +90,8 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     gatekeeper = Gatekeeper.for_bind(settings.host, settings.api_key)
     _allow_open_files()
+    if settings.encoder is not None:
+        read_layout(settings.encoder.source)  # what is wrong with it is said before anything expensive begins
     with listen(settings.host, settings.port) as bound:
         registry = Registry.open(home.registry_url)
         try:
@@ -132,7 +137,15 @@ async def run_gateway(
     telemetry = Telemetry(decision_log)
     feedback = Feedback(settings.home.registry_url, kept.path if kept and kept.text else None)
     store = settings.home.open_store()
-    catalog = Catalog(registry, store, engine, _load, gateway_id(), on_load=telemetry.loaded)
+    catalog = Catalog(
+        registry,
+        store,
+        engine,
+        _load,
+        gateway_id(),
+        find_encoder=partial(_find_encoder, settings),
+        on_load=telemetry.loaded,
+    )
     dispatcher = Dispatcher(catalog, engine, telemetry, allow_unreleased=settings.allow_unreleased)
     app = create_app(Parts(catalog, engine, dispatcher, gatekeeper, telemetry, settings.max_body_bytes, feedback))
     server = _Server(
@@ -215,3 +228,11 @@ def gateway_id() -> str:
 
 def _load(folder: Path, digest: str) -> Classifier:
     return load_classifier(folder, digest=digest)
+
+
+def _find_encoder(settings: Settings, ref: EncoderRef | None) -> Encoder | None:
+    """The encoder a classifier was fitted with, or, asked for none in particular, the one that was given, if any."""
+    given, cache = settings.encoder, encoder_cache(settings.home)
+    if ref is not None:
+        return find_encoder(ref, given.source if given else None, cache)
+    return open_encoder(given.source, precision=given.precision, cache=cache) if given else None

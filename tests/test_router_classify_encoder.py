@@ -16,8 +16,9 @@ import pytest
 from router.classify.encoder.cache import cached_model
 from router.classify.encoder.export import pool
 from router.classify.encoder.layout import read_layout
-from router.classify.encoder.onnx_encoder import CHARACTERS_PER_TOKEN, OnnxEncoder
+from router.classify.encoder.onnx_encoder import OnnxEncoder
 from router.classify.encoder.opening import find_encoder, open_encoder
+from router.classify.encoder.tokens import CHARACTERS_PER_TOKEN
 from router.classify.encoding import Precision
 from router.classify.features import Floats
 from router.errors import EncoderUnavailable

@@ -41,6 +41,11 @@ def cached_model(layout: Layout, precision: Precision, cache: Path) -> bytes:
         ) from error
 
 
+def tuned_folder(digest: str, cache: Path) -> Path | None:
+    """Where `tune_encoder` put the encoder of this digest, `None` where it did not."""
+    return next((path for path in (cache / digest).glob("*-tuned") if path.is_dir()), None)
+
+
 def _built(layout: Layout, precision: Precision, cache: Path) -> bytes:
     path = cache / f"{layout.digest}-{precision}.onnx"
     if (found := _intact(path)) is not None:

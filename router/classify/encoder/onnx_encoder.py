@@ -12,12 +12,12 @@ import numpy.typing as npt
 from ...errors import EncoderUnavailable
 from ..encoding import EncoderRef, Precision
 from ..features import Floats
-from .layout import TOKENIZER, Layout
+from .layout import Layout
 from .source import missing_package
+from .tokens import Tokenization, load_tokenization, pad
 
 Tokens = npt.NDArray[np.int64]
 
-CHARACTERS_PER_TOKEN = 16  # more of a text is not even tokenised
 BATCH_TEXTS = 32
 BATCH_TOKENS = 2_048  # padding included
 
@@ -30,11 +30,10 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class OnnxEncoder:
-    """An `Encoder`. `tokenizer` is a `tokenizers.Tokenizer`; both parts may be used by several threads at once."""
+    """An `Encoder`. Its parts may be used by several threads at once."""
 
     ref: EncoderRef
-    layout: Layout
-    tokenizer: Any
+    tokenization: Tokenization
     session: Session
 
     def encode(self, texts: Sequence[str]) -> Floats:
@@ -44,26 +43,11 @@ class OnnxEncoder:
         (by 0.04 in an element), and on a processor a batch is no faster. fp32 runs in batches of similar length,
         where neighbours change a vector by less than 1e-6.
         """
-        rows = [self._tokens(text) for text in texts]
+        rows = [self.tokenization.tokens(text) for text in texts]
         vectors = np.empty((len(rows), self.ref.dimension), dtype=np.float32)
-        for picked in _batches([len(row) for row in rows], 1 if self.ref.precision == "int8" else BATCH_TEXTS):
-            vectors[picked] = self._run([rows[at] for at in picked])
-        return vectors
-
-    def _tokens(self, text: str) -> list[int]:
-        # A lone surrogate, which no UTF-8 can carry, becomes a question mark.
-        text = text[: CHARACTERS_PER_TOKEN * self.ref.max_tokens].encode(errors="replace").decode()
-        text = self.layout.prompt + (text.lower() if self.layout.lowercase else text)
-        found: list[int] = self.tokenizer.encode(text).ids
-        return found or [self.layout.pad_token]
-
-    def _run(self, rows: Sequence[Sequence[int]]) -> Floats:
-        ids = np.full((len(rows), max(map(len, rows))), self.layout.pad_token, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for at, row in enumerate(rows):
-            ids[at, : len(row)] = row
-            mask[at, : len(row)] = 1
-        vectors: Floats = self.session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        for picked in batches([len(row) for row in rows], 1 if self.ref.precision == "int8" else BATCH_TEXTS):
+            ids, mask = pad([rows[at] for at in picked], self.tokenization.pad_token)
+            vectors[picked] = self.session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
         return vectors
 
 
@@ -71,21 +55,18 @@ def build_encoder(layout: Layout, precision: Precision, content: bytes, threads:
     """Raises `EncoderUnavailable` where the parts do not load or do not fit together."""
     try:
         from onnxruntime import InferenceSession, SessionOptions
-        from tokenizers import Tokenizer
     except ImportError as error:
         raise missing_package(error) from error
+    tokenization = load_tokenization(layout)
     options = SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        tokenizer = Tokenizer.from_file(str(layout.folder / TOKENIZER))
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(layout.max_tokens)
         session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        encoder = OnnxEncoder(layout.ref(precision), layout, tokenizer, session)
+        encoder = OnnxEncoder(layout.ref(precision), tokenization, session)
         probe = encoder.encode(["", "a"])
-    except Exception as error:  # both libraries raise bare exceptions of their own
+    except Exception as error:  # it raises exceptions of its own, bare ones among them
         raise EncoderUnavailable(f"encoder {layout.name} does not run: {error!s:.200}") from error
     if not np.allclose(np.linalg.norm(probe, axis=1), 1, atol=1e-3):
         raise EncoderUnavailable(
@@ -94,7 +75,7 @@ def build_encoder(layout: Layout, precision: Precision, content: bytes, threads:
     return encoder
 
 
-def _batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
     """Positions in batches of similar length, at most `most` texts and `BATCH_TOKENS` tokens each."""
     batch: list[int] = []
     for at in sorted(range(len(lengths)), key=lengths.__getitem__):

@@ -8,7 +8,7 @@ from adapters.home import Home
 
 from ...errors import EncoderUnavailable
 from ..encoding import EncoderRef, Precision
-from .cache import cached_model
+from .cache import cached_model, tuned_folder
 from .layout import Layout, read_layout
 from .onnx_encoder import OnnxEncoder, build_encoder
 
@@ -26,14 +26,17 @@ def open_encoder(source: str, *, precision: Precision, cache: Path, threads: int
     The first opening exports it into `cache`, which takes torch and seconds. Blocks.
     Raises `EncoderUnavailable` saying what is missing or wrong.
     """
-    return _open(read_layout(source), precision, cache, threads)
+    return open_layout(read_layout(source), precision, cache, threads)
 
 
 def find_encoder(ref: EncoderRef, source: str | None, cache: Path, *, threads: int = 1) -> OnnxEncoder:
-    """The encoder a classifier was fitted with, found in `source`: same files, same precision.
+    """The encoder a classifier was fitted with: tuned for it and kept in `cache`, else found in `source`.
 
-    Raises `EncoderUnavailable` where no source is given or it is another encoder.
+    It has the same files and the precision that the classifier names.
+    Raises `EncoderUnavailable` where no source is given, or another encoder.
     """
+    if (tuned := tuned_folder(ref.digest, cache)) is not None:
+        source = str(tuned)
     wanted = f"{ref.name} ({ref.digest[:16]}, {ref.precision})"
     if source is None:
         raise EncoderUnavailable(
@@ -47,8 +50,9 @@ def find_encoder(ref: EncoderRef, source: str | None, cache: Path, *, threads: i
             f" the one given is {layout.name} ({layout.digest[:16]})",
             hint="give the same encoder, or fit the classifier again with this one",
         )
-    return _open(layout, ref.precision, cache, threads)
+    return open_layout(layout, ref.precision, cache, threads)
 
 
-def _open(layout: Layout, precision: Precision, cache: Path, threads: int) -> OnnxEncoder:
+def open_layout(layout: Layout, precision: Precision, cache: Path, threads: int = 1) -> OnnxEncoder:
+    """Raises what `open_encoder` raises."""
     return build_encoder(layout, precision, cached_model(layout, precision, cache), threads)
