@@ -105,12 +105,12 @@ def test_without_examples_anywhere_fit_says_what_to_do(run: Run, tmp_path: Path)
         run("fit")
 
 
-def test_fit_publishes_what_the_routes_of_the_registry_show(run: Run, home_with_examples: Home) -> None:
+def test_fit_publishes_what_the_routes_of_the_registry_show(run: Run, home_with_examples: Home, labelled: Path) -> None:
     first = json.loads(run("fit", "--json").stdout)
     assert first["number"] == 1
     assert first["rows"] == {"booking": 12, "regex": 12, "sql": 12}
     with pytest.raises(NotFound, match="no classifier is live"):
-        run("explain", "hello")
+        run("decide", labelled, "--out", labelled.parent / "out.jsonl")
     assert run("promote", 1).exit_code == 0
     assert json.loads(run("explain", IN_SCOPE, "--json").stdout)["route"] == "sql"
 
