@@ -24,6 +24,7 @@ from .explain_cli import explain
 
 __all__ = ["classifier", "explain"]
 _DEFAULT = ClassifierPolicy()
+SHARE = click.FloatRange(0, 1)
 
 
 @click.group()
@@ -71,11 +72,30 @@ def history(home: Home, as_json: bool) -> None:
 @click.argument("number", type=int)
 @click.option("--force", "forced", metavar="WHY", help="Promote although the gate refuses; stays in the history.")
 @click.option("--why", help="Kept in the history.")
-@click.option("--min-items", default=_DEFAULT.min_items, show_default=True, help="Items that both were judged on.")
-@click.option("--max-loss", default=_DEFAULT.max_loss, show_default=True, help="Accuracy that may be lost, 0 to 1.")
-@click.option("--max-base-loss", default=_DEFAULT.max_base_loss, show_default=True, help="Base recall, likewise.")
+@click.option(
+    "--min-items",
+    type=click.IntRange(1),
+    default=_DEFAULT.min_items,
+    show_default=True,
+    help="Items that both were judged on.",
+)
+@click.option(
+    "--max-loss",
+    type=SHARE,
+    default=_DEFAULT.max_loss,
+    show_default=True,
+    help="Accuracy that may be lost.",
+)
+@click.option(
+    "--max-base-loss",
+    type=SHARE,
+    default=_DEFAULT.max_base_loss,
+    show_default=True,
+    help="Base recall that may be lost.",
+)
 @click.option(
     "--max-route-loss",
+    type=SHARE,
     default=_DEFAULT.max_route_loss,
     show_default=True,
     help=f"Recall that a route with {_DEFAULT.route_items} items or more may lose beyond chance.",
