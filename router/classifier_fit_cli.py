@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,16 +13,19 @@ from adapters.command import PATH, open_home
 from adapters.errors import BadInput
 from adapters.exemplars import exemplars_of
 from adapters.home import Home, home_options
-from adapters.output import json_option, print_json, print_table
+from adapters.output import json_option, note, print_json, print_table
 from adapters.registry import Registry
 from adapters.rows import LabelledText, read_labelled, read_texts
 
 from .classifier_publishing import print_promotion, promote_fitted, publish_fitted
 from .classify.artifact import save_classifier
 from .classify.classifier import BASE
-from .classify.encoding import Precision
+from .classify.encoding import Encoder, Precision
 from .collision_check import check_fit
 from .encoder_flags import encoder_option, precision_option
+
+if TYPE_CHECKING:
+    from .classify.fit import Fitted
 
 
 @click.command()
@@ -29,6 +35,7 @@ from .encoder_flags import encoder_option, precision_option
 @click.option("--coverage", default=0.99, show_default=True, help="Share of in-scope texts to keep.")
 @encoder_option
 @precision_option("--precision")
+@click.option("--finetune", is_flag=True, help="Tune a copy of the encoder on the rows first: minutes, and torch.")
 @click.option("--out", type=PATH, help="Write a folder and leave the registry alone.")
 @click.option("--promote", is_flag=True, help="Make it the classifier in use, if it passes the promotion gate.")
 @click.option("--force", "forced", metavar="WHY", help="Promote although the gate refuses; stays in the history.")
@@ -42,6 +49,7 @@ def fit(
     coverage: float,
     encoder: str | None,
     precision: Precision,
+    finetune: bool,
     out: Path | None,
     promote: bool,
     forced: str | None,
@@ -52,15 +60,14 @@ def fit(
         raise click.UsageError("--promote needs the registry, which --out leaves alone")
     if forced is not None and not (promote and forced.strip()):
         raise click.UsageError("--force needs a reason, and --promote")
-    from .classify.encoder.opening import encoder_cache, open_encoder
-    from .classify.fit import fit_and_judge
-
+    if finetune and not encoder:
+        raise click.UsageError("--finetune needs --encoder, which it starts from")
+    chosen = Chosen(encoder, precision, finetune, coverage)
     rows = read_labelled(examples) if examples else registry_rows(open_home(home)[0])
     rows += [LabelledText(text, BASE) for text in (read_texts(base_examples) if base_examples else [])]
     calibration = read_labelled(calibrate_on) if calibrate_on else ()
     collisions = None if out else check_fit(open_home(home)[0], rows, forced=forced, promote=promote)
-    opened = open_encoder(encoder, precision=precision, cache=encoder_cache(home)) if encoder else None
-    found = fit_and_judge(rows, coverage=coverage, calibration=calibration, encoder=opened)
+    found = fit_rows(home, rows, calibration, chosen)
     fitted, number = found.classifier, None
     if out:
         save_classifier(fitted, out)
@@ -82,6 +89,38 @@ def fit(
         print_table(["fitted", "value"], [[key, value] for key, value in summary.items() if _is_short(value)])
         if done:
             print_promotion(done)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What the flags say of the fit itself."""
+
+    encoder: str | None
+    precision: Precision
+    finetune: bool
+    coverage: float
+
+
+def fit_rows(home: Home, rows: Sequence[LabelledText], calibration: Sequence[LabelledText], chosen: Chosen) -> Fitted:
+    """Open the encoder, or tune a copy of it on the rows, and fit. Raises `BadInput` and `EncoderUnavailable`."""
+    from .classify.encoder.layout import read_layout
+    from .classify.encoder.opening import encoder_cache, open_encoder, open_layout
+    from .classify.encoder.tuning import Tuning, tune_encoder
+    from .classify.fit import fit_and_judge
+    from .classify.tuned_fit import fit_tuned
+
+    cache = encoder_cache(home)
+    if chosen.encoder is None:
+        return fit_and_judge(rows, coverage=chosen.coverage, calibration=calibration)
+    if not chosen.finetune:
+        opened = open_encoder(chosen.encoder, precision=chosen.precision, cache=cache)
+        return fit_and_judge(rows, coverage=chosen.coverage, calibration=calibration, encoder=opened)
+    layout = read_layout(chosen.encoder)
+
+    def tune(rows: Sequence[LabelledText]) -> Encoder:
+        return open_layout(tune_encoder(layout, rows, cache, Tuning(), note), chosen.precision, cache)
+
+    return fit_tuned(rows, tune, coverage=chosen.coverage, calibration=calibration)
 
 
 def registry_rows(registry: Registry) -> list[LabelledText]:

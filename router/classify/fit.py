@@ -68,7 +68,7 @@ def fit_and_judge(
     Raises `BadInput` listing every problem of the rows, `ClassifierInvalid` where the head does not converge, and
     what `encoder.encode` raises.
     """
-    distinct = _distinct(rows, coverage)
+    distinct = distinct_rows(rows, coverage)
     encoded = encode_rows(distinct, encoder)
     features, head = _fit(encoded)
     if calibration:
@@ -95,7 +95,7 @@ def fit_and_judge(
     return Fitted(replace(classifier, digest=digest_of(classifier)), judged)
 
 
-def _distinct(rows: Sequence[LabelledText], coverage: float) -> list[LabelledText]:
+def distinct_rows(rows: Sequence[LabelledText], coverage: float) -> list[LabelledText]:
     """Rows without repeats, in an order that does not depend on the given one. Raises `BadInput`."""
     labels = {BASE if row.label in NEGATIVES else row.label for row in rows}
     problems: list[str] = []

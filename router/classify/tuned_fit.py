@@ -16,7 +16,7 @@ from adapters.rows import LabelledText
 from .artifact import digest_of
 from .calibration import row_digest
 from .encoding import Encoder
-from .fit import DEFAULT_COVERAGE, Fitted, fit_and_judge
+from .fit import DEFAULT_COVERAGE, Fitted, distinct_rows, fit_and_judge
 
 Tune = Callable[[Sequence[LabelledText]], Encoder]
 HELD_OUT = 10  # one row in so many, at least one of each label that has two
@@ -36,8 +36,10 @@ def fit_tuned(
 ) -> Fitted:
     """`fit_and_judge` with the encoder that `tune` makes of the rows; given `calibration` rows, of all of them.
 
+    Rows reach `tune` without repeats, in an order that does not depend on the given one.
     Raises what `fit_and_judge` and `tune` raise.
     """
+    rows = distinct_rows(rows, coverage)
     if calibration:
         return fit_and_judge(rows, coverage=coverage, calibration=calibration, seed=seed, encoder=tune(rows))
     kept, held = split(rows, seed)
