@@ -213,7 +213,11 @@ class Catalog:
         classifier, exemplars = self.judge.classifier_digest, self.judge.exemplars_digest
         self.snapshot = Snapshot(serial, self.snapshot.base_id, {**self.snapshot.routes, **seen}, classifier, exemplars)
         self._heartbeat = replace(
-            self._heartbeat, serial=serial, routes={**self._heartbeat.routes, **told}, classifier_digest=classifier
+            self._heartbeat,
+            serial=serial,
+            routes={**self._heartbeat.routes, **told},
+            classifier_digest=classifier,
+            exemplars_digest=exemplars,
         )
         if self._watcher is not None:
             self._watcher.beat_now()

@@ -150,7 +150,9 @@ def test_a_text_that_no_database_can_keep_is_refused(registry: Registry, text: s
 
 
 def test_the_digest_is_over_labels_and_text_digests_whatever_the_order_and_the_source(anywhere: Registry) -> None:
-    expected = sorted([["sql", text_digest("count the users")], ["sql", text_digest("list all orders")]])
+    add_examples(anywhere, "sql", [f"text {number}" for number in range(6)], source="operator")
+    texts = ["count the users", "list all orders", *(f"text {number}" for number in range(6))]
+    expected = sorted(["sql", text_digest(one)] for one in texts)
     assert exemplars_of(anywhere).digest == sha256_json(expected)
     before = exemplars_of(anywhere).digest
     correct(anywhere, "base", ["list all orders"])

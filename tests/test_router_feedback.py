@@ -11,9 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
 from adapters import feedback as queue
 from adapters.classifiers import promote_classifier
+from adapters.cli_route import route as route_group
 from adapters.decisions import read_decisions
 from adapters.exemplars import exemplars_of
 from adapters.feedback import Choice, Waiting, reject_feedback, waiting_feedback
@@ -263,3 +265,50 @@ def test_a_registry_that_is_gone_refuses_feedback_and_is_not_made_anew(stock: St
         assert ask(client).headers["x-branchline-route"] == "sql"
         away.rename(home)
         assert client.post(FEEDBACK, json={"route": "regex", "text": "x"}).status_code == 202
+
+
+# -- what is accepted acts ---------------------------------------------------------------------------------------------
+
+
+def command(served: Served, *words: str) -> str:
+    done = CliRunner().invoke(route_group, [*words, "--home", str(served.gateway.home.folder)])
+    assert done.exit_code == 0, done
+    return done.stdout
+
+
+def test_what_an_operator_accepts_acts_on_a_running_gateway_and_the_command_waits_for_it(
+    stock: Stock, tmp_path: Path
+) -> None:
+    with gateway(stock, tmp_path, text=True) as served, connected(served) as client:
+        before = ask(client)
+        assert before.headers["x-branchline-route"] == "sql"
+        assert (
+            client.post(FEEDBACK, json={"route": "base", "request_id": before.headers["x-request-id"]}).status_code
+            == 202
+        )
+        assert ask(client).headers["x-branchline-route"] == "sql"
+        assert "in force on 1 of 1 gateways" in command(served, "corrections", "accept", "--source", "feedback:client")
+        assert "x-branchline-route" not in ask(client).headers
+        log = tmp_path / "decisions.jsonl"
+        *_, wrong = (str(line["request_id"]) for line in read_decisions(log))
+        said = command(served, "correct", "sql", "--request-id", wrong, "--decision-log", str(log))
+        assert "in force on 1 of 1 gateways" in said
+        assert ask(client).headers["x-branchline-route"] == "sql"
+        lines = list(read_decisions(log))
+        digests = [line["exemplars_digest"] for line in lines]
+        assert digests[0] is None
+        assert len(set(digests)) == 3
+        assert digests[-1] == exemplars_of(served.gateway.registry).digest
+        assert {line["classifier_digest"] for line in lines} == {served.gateway.catalog.judge.classifier_digest}
+
+
+def test_forgetting_a_route_blanks_the_running_gateways_decision_log_where_so_told(
+    stock: Stock, tmp_path: Path
+) -> None:
+    with gateway(stock, tmp_path, text=True) as served, connected(served) as client:
+        ask(client)
+        ask(client, "hello")
+        said = command(served, "forget", "sql", "--decision-log", str(tmp_path / "decisions.jsonl"))
+        assert said.endswith("1 texts blanked in the decision log\n")
+        ask(client, "hello again")
+        assert [line["text"] for line in read_decisions(tmp_path / "decisions.jsonl")] == ["", "hello", "hello again"]
