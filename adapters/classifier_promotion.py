@@ -44,8 +44,7 @@ def promote_through_gate(
         if verdict.unmet and forced is None:
             raise GateRefused(
                 f"classifier {number} does not pass the promotion gate: {'; '.join(verdict.unmet)}",
-                hint=f"file evidence with `branchline classifier eval FILE --classifier {number} --evidence`, "
-                'or promote with --force "why"',
+                hint=f'{_way_out(verdict, number)}, or promote with --force "why"',
                 unmet=verdict.unmet,
             )
         gate = {"unmet": list(verdict.unmet), "numbers": verdict.numbers, "forced": forced is not None}
@@ -67,3 +66,9 @@ def examine_classifier(
 
     live = None if state.live in (None, number) else evidence_of(state.live)
     return judge_classifier(evidence_of(number), live, policy)
+
+
+def _way_out(verdict: Verdict, number: int) -> str:
+    if "common_items" in verdict.numbers:
+        return f"see where it loses with `branchline classifier diff live {number} FILE`"
+    return f"file evidence with `branchline classifier eval FILE --classifier {number} --evidence`"

@@ -13,6 +13,7 @@ from adapters.classifier_gate import ClassifierPolicy
 from adapters.classifier_promotion import ClassifierPromotion, promote_through_gate
 from adapters.classifiers import add_classifier_evidence, publish_classifier
 from adapters.command import open_home
+from adapters.errors import GateRefused
 from adapters.gate import Verdict
 from adapters.home import Home
 from adapters.output import note, print_table
@@ -52,12 +53,16 @@ def held_out_evidence(fitted: Fitted) -> ClassifierEvidence:
 
 
 def promote_fitted(home: Home, number: int, forced: str | None = None) -> ClassifierPromotion | None:
-    """Promote through the gate; `None` where it is live already. Raises `GateRefused`."""
+    """Promote through the gate; `None` where it is live already. Raises `GateRefused`, and it stays published."""
     registry, store = open_home(home)
     if registry.classifier_state().live == number:
         return None
     why = "classifier fit --promote"
-    return promote_through_gate(registry, store, number, policy=ClassifierPolicy(), forced=forced, why=why)
+    try:
+        return promote_through_gate(registry, store, number, policy=ClassifierPolicy(), forced=forced, why=why)
+    except GateRefused:
+        note(f"classifier {number} is published and not live")
+        raise
 
 
 def print_promotion(done: ClassifierPromotion) -> None:

@@ -86,7 +86,7 @@ def test_a_refit_with_another_route_goes_live_on_the_rows_that_both_fits_held_ou
 def test_a_refit_that_loses_a_route_is_published_and_refused(run: Run, tmp_path: Path) -> None:
     rows = [LabelledText(row.text, "sql") if row.label == "regex" else row for row in FITTED_ON]
     path = write_rows(tmp_path / "merged.jsonl", [*rows, *base_rows()])
-    with pytest.raises(GateRefused):
+    with pytest.raises(GateRefused, match="classifier diff live 3 FILE"):
         run("fit", "--examples", path, "--promote")
     assert live(run) == [1]
     assert [row["number"] for row in json.loads(run("list", "--json").stdout)] == [1, 2, 3]
