@@ -135,6 +135,15 @@ def test_events_name_what_each_label_won_and_lost_by_digest_and_hold_no_text(reg
     assert {one.why for one in registry.events(after=before)} == {"small talk"}
 
 
+def test_of_two_routes_with_the_same_example_a_correction_keeps_it_for_one(registry: Registry) -> None:
+    add_examples(registry, "regex", ["count the users"], source="operator")
+    before = registry.serial()
+    assert correct(registry, "sql", ["count the users"]).lost == {"regex": 1}
+    digest = text_digest("count the users")
+    assert kinds(registry, before) == [("corrected", "regex", {"gained": [], "lost": [digest]})]
+    assert [one.label for one in exemplars_of(registry).rows if one.text == "count the users"] == ["sql"]
+
+
 def test_a_correction_to_a_route_that_is_not_there_is_refused(registry: Registry) -> None:
     with pytest.raises(NotFound, match="no route 'nosql'"):
         correct(registry, "nosql", ["x"])

@@ -25,7 +25,7 @@ from router.decision_log import MAX_TEXT_CHARACTERS, DecisionLog, keep_swept
 from router.errors import ConfigInvalid
 from router.types import Decision
 
-LIVE = Decision("sql@1.0123456789abcdef", "live", "classified", "sql", 1, 0.9, "c" * 64, "e" * 64)
+LIVE = Decision("sql@1.0123456789abcdef", "live", "classified", "sql", 1, 0.9, "c" * 64, "e" * 64, "f" * 64)
 BASE = Decision("pocket", "base", "abstained")
 MIDNIGHT = datetime(2026, 3, 1, tzinfo=UTC).timestamp()
 
@@ -101,6 +101,7 @@ def test_a_line_names_the_classifiers_and_the_exemplar_sets_digest(log: Decision
             "confidence": 0.9,
             "classifier_digest": "c" * 64,
             "exemplars_digest": "e" * 64,
+            "exemplar": "f" * 64,
             "request_id": "r-1",
             "outcome": "ok",
             "seconds": 0.25,
