@@ -118,6 +118,9 @@ def fit_rows(home: Home, rows: Sequence[LabelledText], calibration: Sequence[Lab
     layout = read_layout(chosen.encoder)
 
     def tune(rows: Sequence[LabelledText]) -> Encoder:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         return open_layout(tune_encoder(layout, rows, cache, Tuning(), note), chosen.precision, cache)
 
     return fit_tuned(rows, tune, coverage=chosen.coverage, calibration=calibration)

@@ -9,14 +9,13 @@ The token embeddings stay as they are: words that no row holds keep their place 
 from __future__ import annotations
 
 import random
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.files import make_folder
+from adapters.files import copy_file, make_folder
 from adapters.rows import LabelledText
 
 from .export import pool
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 OTHER_WEIGHTS = ("*.safetensors*", "*.bin", "*.onnx", "*.pt", "*.h5", "*.msgpack", "*.ot")
+COPIED = ("*.json", "*/config.json")
 CHUNK = 50  # batches; texts of similar length are put together within so many, which are drawn at random
 
 
@@ -54,6 +54,7 @@ def tune_encoder(layout: Layout, rows: Sequence[LabelledText], cache: Path, tuni
     """
     try:
         import torch
+        from safetensors.torch import save_file
         from transformers import AutoModel
     except ImportError as error:
         raise missing_package(error) from error
@@ -63,10 +64,10 @@ def tune_encoder(layout: Layout, rows: Sequence[LabelledText], cache: Path, tuni
         model = AutoModel.from_pretrained(layout.folder, local_files_only=True, use_safetensors=True)
         _Run(layout, model.to(torch.float32), rows, tuning, say).train()
         tuned = Path(aside) / f"{layout.name.rpartition('/')[2]}-tuned"
-        shutil.copytree(
-            layout.folder, tuned, ignore=shutil.ignore_patterns("*.safetensors*", "*.bin", "*.onnx", "*.pt")
-        )
-        model.save_pretrained(tuned)
+        for path in sorted(one for pattern in COPIED for one in layout.folder.glob(pattern)):
+            make_folder((tuned / path.relative_to(layout.folder)).parent)
+            copy_file(path, tuned / path.relative_to(layout.folder))
+        save_file(model.state_dict(), tuned / "model.safetensors", metadata={"format": "pt"})
         return _place(tuned, cache)
 
 
@@ -96,6 +97,7 @@ class _Run:
 
     def train(self) -> None:
         import torch
+        from tqdm import tqdm
 
         tuning, count = self._tuning, -(-len(self._tokens) // self._tuning.batch)
         encoder = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
@@ -107,7 +109,7 @@ class _Run:
         self._model.train()
         for epoch in range(tuning.epochs):
             total = 0.0
-            for picked in self._deal(order):
+            for picked in tqdm(self._deal(order), f"epoch {epoch + 1}", leave=False, disable=None):  # on a terminal
                 loss = self._loss(picked)
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -142,7 +144,7 @@ class _Run:
                 sums.index_add_(0, self._labels[picked], self._vectors(picked))
         return sums
 
-    def _deal(self, order: random.Random) -> Iterator[list[int]]:
+    def _deal(self, order: random.Random) -> list[list[int]]:
         """Every row once, in batches of similar length."""
         batch = self._tuning.batch
         rows = list(range(len(self._tokens)))
@@ -152,7 +154,7 @@ class _Run:
             chunk = sorted(rows[start : start + CHUNK * batch], key=lambda at: len(self._tokens[at]))
             dealt += [chunk[at : at + batch] for at in range(0, len(chunk), batch)]
         order.shuffle(dealt)
-        yield from dealt
+        return dealt
 
 
 def _schedule(steps: int) -> Callable[[int], float]:
