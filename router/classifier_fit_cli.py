@@ -25,7 +25,7 @@ from .collision_check import check_fit
 from .encoder_flags import encoder_option, precision_option
 
 if TYPE_CHECKING:
-    from .classify.fit import Fitted
+    from .classify.fit import Fitted, HeadName
 
 
 @click.command()
@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 @encoder_option
 @precision_option("--precision")
 @click.option("--finetune", is_flag=True, help="Tune a copy of the encoder on the rows first: minutes, and torch.")
+@click.option(
+    "--head",
+    type=click.Choice(["logistic", "centroids", "auto"]),
+    default="auto",
+    show_default=True,
+    help="Logistic regression, or cheaper class means; auto: those for more than 1,000 labels.",
+)
 @click.option("--out", type=PATH, help="Write a folder and leave the registry alone.")
 @click.option("--promote", is_flag=True, help="Make it the classifier in use, if it passes the promotion gate.")
 @click.option("--force", "forced", metavar="WHY", help="Promote although the gate refuses; stays in the history.")
@@ -50,6 +57,7 @@ def fit(
     encoder: str | None,
     precision: Precision,
     finetune: bool,
+    head: HeadName,
     out: Path | None,
     promote: bool,
     forced: str | None,
@@ -62,7 +70,9 @@ def fit(
         raise click.UsageError("--force needs a reason, and --promote")
     if finetune and not encoder:
         raise click.UsageError("--finetune needs --encoder, which it starts from")
-    chosen = Chosen(encoder, precision, finetune, coverage)
+    if finetune and head != "auto":
+        raise click.UsageError("--head goes without --finetune, which fits the head it tunes for")
+    chosen = Chosen(encoder, precision, finetune, coverage, head)
     rows = read_labelled(examples) if examples else registry_rows(open_home(home)[0])
     rows += [LabelledText(text, BASE) for text in (read_texts(base_examples) if base_examples else [])]
     calibration = read_labelled(calibrate_on) if calibrate_on else ()
@@ -99,6 +109,7 @@ class Chosen:
     precision: Precision
     finetune: bool
     coverage: float
+    head: HeadName
 
 
 def fit_rows(home: Home, rows: Sequence[LabelledText], calibration: Sequence[LabelledText], chosen: Chosen) -> Fitted:
@@ -111,10 +122,10 @@ def fit_rows(home: Home, rows: Sequence[LabelledText], calibration: Sequence[Lab
 
     cache = encoder_cache(home)
     if chosen.encoder is None:
-        return fit_and_judge(rows, coverage=chosen.coverage, calibration=calibration)
+        return fit_and_judge(rows, coverage=chosen.coverage, calibration=calibration, head=chosen.head)
     if not chosen.finetune:
         opened = open_encoder(chosen.encoder, precision=chosen.precision, cache=cache)
-        return fit_and_judge(rows, coverage=chosen.coverage, calibration=calibration, encoder=opened)
+        return fit_and_judge(rows, coverage=chosen.coverage, calibration=calibration, encoder=opened, head=chosen.head)
     layout = read_layout(chosen.encoder)
 
     def tune(rows: Sequence[LabelledText]) -> Encoder:

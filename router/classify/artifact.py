@@ -1,6 +1,8 @@
 """The classifier on disk: a folder without pickle. `loader.py` reads it back.
 
-    weights.npy      float32 (features, labels)
+    weights.npy      float32 (features, labels); where the head is pruned: (weights kept,), and beside it
+    columns.npy      int32 (weights kept,): the label of each, feature by feature
+    starts.npy       int64 (features + 1,): where each feature's weights begin
     dense.npy        float32 (dimension of the encoder, labels); no rows without an encoder
     idf.npy          float64 (features,)
     vocabulary.json  {"words": [...], "characters": [...]}: terms by column
@@ -29,11 +31,14 @@ import numpy.typing as npt
 from adapters.errors import AlreadyExists
 from adapters.rows import canonical_json, sha256_json
 
+from .centroids import PrunedHead
 from .classifier import Classifier
+from .head import Head
 
 SCHEMA = 2
 MANIFEST = "classifier.json"
 FILES = ("weights.npy", "dense.npy", "idf.npy", "vocabulary.json", "rows.npy")
+PRUNED_FILES = (*FILES, "columns.npy", "starts.npy")
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
@@ -72,7 +77,7 @@ def _encode(classifier: Classifier) -> dict[str, bytes]:
     # ASCII JSON: a term may hold half a surrogate pair, which UTF-8 cannot carry.
     vocabulary = json.dumps({"words": list(words.columns), "characters": list(characters.columns)})
     return {
-        "weights.npy": _npy(classifier.head.weights),
+        **_encode_weights(classifier.head),
         "dense.npy": _npy(classifier.head.dense),
         "idf.npy": _npy(np.array(idf, dtype=np.float64)),
         "vocabulary.json": vocabulary.encode(),
@@ -80,11 +85,18 @@ def _encode(classifier: Classifier) -> dict[str, bytes]:
     }
 
 
+def _encode_weights(head: Head | PrunedHead) -> dict[str, bytes]:
+    if isinstance(head, Head):
+        return {"weights.npy": _npy(head.weights)}
+    return {"weights.npy": _npy(head.values), "columns.npy": _npy(head.columns), "starts.npy": _npy(head.starts)}
+
+
 def _body(classifier: Classifier, files: Mapping[str, bytes]) -> dict[str, object]:
     return {
         "schema": SCHEMA,
         "text_rule": classifier.text_rule,
         "labels": list(classifier.head.labels),
+        "kept": None if isinstance(classifier.head, Head) else len(classifier.head.values),
         "rows": len(classifier.rows),
         "encoder": asdict(classifier.encoder) if classifier.encoder else None,
         "unseen_idf": classifier.features.words.unseen_idf,

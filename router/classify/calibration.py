@@ -19,6 +19,7 @@ from .abstain import (
     decision_scores,
     separating_threshold,
 )
+from .centroids import PrunedHead
 from .classifier import BASE
 from .encoded import EncodedRows
 from .features import Features
@@ -28,8 +29,10 @@ NEGATIVES = frozenset({BASE, "oos"})
 NEGATIVE = -1
 FOLDS = 5
 MANY_ROWS = 5_000  # from here on one held-out fold is calibration enough, and four further fits are saved
+MANY_LOGITS = 20_000_000  # rows × labels; of more rows a part is judged, for memory's sake
+ENOUGH_ROWS = 1_000  # are judged however many labels there are
 
-Fit = Callable[[EncodedRows], tuple[Features, Head]]
+Fit = Callable[[EncodedRows], tuple[Features, Head | PrunedHead]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +92,12 @@ def learn_abstention(rows: Calibration, coverage: float) -> Abstention:
     return Abstention(temperature, name, threshold, holds)
 
 
-def apply(features: Features, head: Head, rows: EncodedRows) -> Calibration:
-    """What `head` says of `rows`; those of a label it does not have are left out."""
+def apply(features: Features, head: Head | PrunedHead, rows: EncodedRows) -> Calibration:
+    """What `head` says of `rows`; those of a label it does not have are left out, as are most where there are many."""
     columns = {label: at for at, label in enumerate(head.labels)}
     base = columns.get(BASE)
     columns |= dict.fromkeys(NEGATIVES, NEGATIVE if base is None else base)
-    known = rows.where([label in columns for label in rows.labels])
+    known = _part(rows.where([label in columns for label in rows.labels]), len(head.labels))
     logits = np.array(
         [head.logits(features.transform(text), known.vector(at)) for at, text in enumerate(known.texts)],
         dtype=np.float64,
@@ -115,6 +118,16 @@ def hold_out(rows: EncodedRows, fit: Fit, seed: int) -> Calibration:
         parts.append(apply(features, head, rows.where([own == fold for own in folds])))
     logits, targets = (np.concatenate(arrays) for arrays in zip(*((p.logits, p.targets) for p in parts), strict=True))
     return Calibration(logits, targets, parts[0].base, tuple(row for part in parts for row in part.rows))
+
+
+def _part(rows: EncodedRows, labels: int) -> EncodedRows:
+    """`rows`, or so many of them that `MANY_LOGITS` hold what is said of them; which ones, their digests say."""
+    limit = max(ENOUGH_ROWS, MANY_LOGITS // labels)
+    if len(rows) <= limit:
+        return rows
+    digests = [row_digest(row) for row in rows.rows]
+    last = sorted(digests)[limit - 1]
+    return rows.where([digest <= last for digest in digests])
 
 
 def row_digest(row: LabelledText, seed: int = 0) -> bytes:

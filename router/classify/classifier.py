@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import ClassifierInvalid
 from ..types import Scores
 from .abstain import NOTHING_KNOWN, ScoreName, decision_scores
+from .centroids import PrunedHead
 from .encoded import Keys, row_key
 from .encoding import EncoderRef
 from .features import Features, Floats, Sparse
@@ -50,7 +51,7 @@ class Classifier:
     """
 
     features: Features
-    head: Head
+    head: Head | PrunedHead
     temperature: float
     score_name: ScoreName
     threshold: float
@@ -142,7 +143,7 @@ class Classifier:
 
     def _gains(self, sparse: Sparse, column: int) -> dict[str, float]:
         """What each term added to the logit of `column`, gains only. A word and its equal letters are added up."""
-        weights = self.head.weights[sparse.indices]
+        weights = self.head.weights_of(sparse.indices)
         mean = weights.mean(axis=1) if len(self.head.labels) > 1 else 0.0
         names = self.features.terms()
         gains: dict[str, float] = {}

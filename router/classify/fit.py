@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 from adapters.errors import BadInput, InvalidName
 from adapters.rows import LabelledText
@@ -14,16 +16,24 @@ from adapters.types import parse_route_name
 from ..types import Scores
 from .artifact import digest_of
 from .calibration import NEGATIVES, Abstention, Calibration, apply, hold_out, learn_abstention, row_digest
+from .centroids import PrunedHead, fit_centroids
 from .classifier import BASE, Classifier
 from .encoded import EncodedRows, encode_rows, row_keys
 from .encoding import Encoder
-from .features import Features, fit_features
+from .features import Features, Floats, fit_features
 from .head import Head, fit_head, stack
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 FEW_EXAMPLES = 50  # a label with fewer keeps its rare terms in the vocabulary
 DEFAULT_COVERAGE = 0.99
+MANY_LABELS = 1_000  # beyond, a regression takes more memory and time than it is worth
 # Where every route has a single example nothing can be held out: then a text must score half of what an example does.
 SHARE_WITHOUT_CALIBRATION = 0.5
+
+HeadName = Literal["logistic", "centroids", "auto"]
+FitWeights = Callable[["csr_matrix", Floats | None, Sequence[str]], Head | PrunedHead]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +57,12 @@ def fit_classifier(
     calibration: Sequence[LabelledText] = (),
     seed: int = 0,
     encoder: Encoder | None = None,
+    head: HeadName = "auto",
 ) -> Classifier:
     """`fit_and_judge`, for the classifier alone."""
-    return fit_and_judge(rows, coverage=coverage, calibration=calibration, seed=seed, encoder=encoder).classifier
+    return fit_and_judge(
+        rows, coverage=coverage, calibration=calibration, seed=seed, encoder=encoder, head=head
+    ).classifier
 
 
 def fit_and_judge(
@@ -59,8 +72,11 @@ def fit_and_judge(
     calibration: Sequence[LabelledText] = (),
     seed: int = 0,
     encoder: Encoder | None = None,
+    head: HeadName = "auto",
 ) -> Fitted:
     """Fit on `rows`; `base` and `oos` rows become the base class.
+
+    `head`: a regression, the cheaper centroids, or `auto`: centroids for more than `MANY_LABELS` labels.
 
     Temperature, score and threshold are learned on `calibration` where given (rows of labels that `rows` lack
     and texts that `rows` hold are left out), else on rows held out in turn; `seed` deals those. With an `encoder`
@@ -70,18 +86,21 @@ def fit_and_judge(
     """
     distinct = distinct_rows(rows, coverage)
     encoded = encode_rows(distinct, encoder)
-    features, head = _fit(encoded)
+    cheaper = head == "centroids" or (head == "auto" and len({row.label for row in distinct}) > MANY_LABELS)
+    fit = partial(_fit, fit_weights=fit_centroids if cheaper else fit_head)
+    features, weights = fit(encoded)
     if calibration:
         fitted_on = {row.text for row in distinct}
         fresh = [row for row in calibration if row.text not in fitted_on]
-        judged = apply(features, head, encode_rows(fresh, encoder))
+        judged = apply(features, weights, encode_rows(fresh, encoder))
     else:
-        judged = hold_out(encoded, _fit, seed)
+        judged = hold_out(encoded, fit, seed)
     learned = learn_abstention(judged, coverage)
     summary = {"duplicates": len(rows) - len(distinct), **_summary(distinct, judged, learned), "coverage": coverage}
+    summary["head"] = "centroids" if cheaper else "logistic"
     classifier = Classifier(
         features,
-        head,
+        weights,
         learned.temperature,
         learned.score_name,
         learned.threshold or 0.0,
@@ -116,11 +135,11 @@ def distinct_rows(rows: Sequence[LabelledText], coverage: float) -> list[Labelle
     return [LabelledText(text, label) for label, text in sorted(pairs)]
 
 
-def _fit(rows: EncodedRows) -> tuple[Features, Head]:
+def _fit(rows: EncodedRows, fit_weights: FitWeights) -> tuple[Features, Head | PrunedHead]:
     counts = Counter(rows.labels)
     features = fit_features(rows.texts, [counts[label] < FEW_EXAMPLES for label in rows.labels])
     matrix = stack([features.transform(text) for text in rows.texts], features.size)
-    return features, fit_head(matrix, rows.vectors, rows.labels)
+    return features, fit_weights(matrix, rows.vectors, rows.labels)
 
 
 def _summary(rows: Sequence[LabelledText], judged: Calibration, learned: Abstention) -> dict[str, object]:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ClassifierInvalid
-from .features import Floats, Sparse
+from .features import Floats, Indices, Sparse
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -45,6 +45,10 @@ class Head:
         """(labels,); `vector` (dimension,) is the encoder's, where there is one."""
         logits: Scalars = (sparse.values @ self.weights[sparse.indices]).astype(np.float64)
         return logits if vector is None else logits + vector @ self.dense
+
+    def weights_of(self, indices: Indices) -> Floats:
+        """(indices, labels): the weights of some features."""
+        return self.weights[indices]
 
 
 def log_sum_exp(values: Scalars) -> Scalars:

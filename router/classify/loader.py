@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn, TypeVar, get_args
 
@@ -18,10 +19,11 @@ from adapters.types import parse_route_name
 
 from ..errors import ClassifierInvalid
 from .abstain import SCORE_NAMES, ScoreName
-from .artifact import FILES, MANIFEST, SCHEMA
+from .artifact import FILES, MANIFEST, PRUNED_FILES, SCHEMA
+from .centroids import PrunedHead
 from .classifier import BASE, TEXT_RULE, Classifier
 from .encoding import EncoderRef, Precision
-from .features import build_features
+from .features import Floats, build_features
 from .head import Head
 
 Number = TypeVar("Number", bound=np.number)
@@ -38,11 +40,11 @@ def load_classifier(folder: Path, *, digest: str | None = None) -> Classifier:
     Raises `ClassifierInvalid` listing every problem; also where it is not the one named by `digest`.
     """
     manifest = _manifest(folder, digest)
-    problems = [problem for name in FILES for problem in _file_problems(folder / name, manifest.files[name])]
+    problems = [problem for name, one in manifest.files.items() for problem in _file_problems(folder / name, one)]
     _raise(problems)
     vocabulary = _vocabulary(folder / "vocabulary.json")
     size, labels = sum(map(len, vocabulary)), len(manifest.labels)
-    weights = _array(folder / "weights.npy", np.float32, (size, labels), problems)
+    weights = _weights(folder, size, manifest, problems)
     dimension = manifest.encoder.dimension if manifest.encoder else 0
     dense = _array(folder / "dense.npy", np.float32, (dimension, labels), problems)
     rows = _array(folder / "rows.npy", np.uint64, (manifest.rows,), problems)
@@ -59,7 +61,7 @@ def load_classifier(folder: Path, *, digest: str | None = None) -> Classifier:
     )
     return Classifier(
         features,
-        Head(manifest.labels, weights, dense),
+        weights(dense),
         manifest.temperature,
         manifest.score,
         manifest.threshold,
@@ -68,6 +70,24 @@ def load_classifier(folder: Path, *, digest: str | None = None) -> Classifier:
         manifest.digest,
         manifest.encoder,
     )
+
+
+def _weights(
+    folder: Path, size: int, manifest: _Manifest, problems: list[str]
+) -> Callable[[Floats], Head | PrunedHead]:
+    """The head, once it is told its dense weights; `size` features."""
+    labels = manifest.labels
+    if manifest.kept is None:
+        weights = _array(folder / "weights.npy", np.float32, (size, len(labels)), problems)
+        return partial(Head, labels, weights)
+    values = _array(folder / "weights.npy", np.float32, (manifest.kept,), problems)
+    columns = _array(folder / "columns.npy", np.int32, (manifest.kept,), problems)
+    starts = _array(folder / "starts.npy", np.int64, (size + 1,), problems)
+    if len(columns) and not 0 <= columns.min() <= columns.max() < len(labels):
+        problems.append(f"columns.npy names labels beyond the {len(labels)} there are")
+    if starts[0] != 0 or starts[-1] != manifest.kept or not (starts[1:] >= starts[:-1]).all():
+        problems.append(f"starts.npy does not ascend from 0 to {manifest.kept}")
+    return partial(PrunedHead, labels, starts, columns, values)
 
 
 class _Manifest:
@@ -86,6 +106,7 @@ class _Manifest:
             self.problems.append(f"text_rule is {value.get('text_rule')!r:.80}, this version follows {TEXT_RULE!r}")
         self.labels = self._labels()
         self.rows = self._count("rows")
+        self.kept = None if value.get("kept") is None else self._count("kept")
         self.encoder = self._encoder()
         self.unseen_idf = self._number("unseen_idf")
         self.temperature = self._number("temperature")
@@ -149,10 +170,11 @@ class _Manifest:
 
     def _files(self) -> dict[str, tuple[int, str]]:
         found = self._mapping("files")
-        if set(found) != set(FILES):
-            self.problems.append(f"files are {sorted(found)!r:.200}, expected {sorted(FILES)}")
+        expected = FILES if self.kept is None else PRUNED_FILES
+        if set(found) != set(expected):
+            self.problems.append(f"files are {sorted(found)!r:.200}, expected {sorted(expected)}")
         files: dict[str, tuple[int, str]] = {}
-        for name in FILES:
+        for name in expected:
             entry = found.get(name)
             size, sha256 = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
             if not isinstance(size, int) or not isinstance(sha256, str):
