@@ -23,6 +23,7 @@ from .registry import Registry
 from .rows import read_texts, text_digest
 
 DIGEST_CHARACTERS = 12
+MAX_SHOWN = 80
 why_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option("--why", help="Why, for the history.")
 no_wait_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
     "--no-wait", is_flag=True, help="Do not wait until gateways follow."
@@ -79,12 +80,14 @@ def list_corrections(home: Home, in_force: bool, source: str | None, as_json: bo
         acting = [one for one in corrections_in_force(registry) if source in (None, one.source)]
         documents = [asdict(one) for one in acting]
         header = ("text digest", "route", "text", "source", "time")
-        rows = [(one.text_digest[:DIGEST_CHARACTERS], one.label, one.text, one.source, one.time) for one in acting]
+        rows = [
+            (one.text_digest[:DIGEST_CHARACTERS], one.label, _cut(one.text), one.source, one.time) for one in acting
+        ]
     else:
         waiting = [one for one in waiting_feedback(registry) if source in (None, one.source)]
         documents = [asdict(one) for one in waiting]
         header = ("id", "route", "text", "source", "time", "times")
-        rows = [(one.id, one.label, one.text, one.source, one.time, one.times) for one in waiting]
+        rows = [(one.id, one.label, _cut(one.text), one.source, one.time, one.times) for one in waiting]
         for name, count in Counter(one.source for one in waiting).most_common(10):
             note(f"{count} of {name}")
     if as_json:
@@ -95,8 +98,8 @@ def list_corrections(home: Home, in_force: bool, source: str | None, as_json: bo
 
 def choice_options(command: Callable[..., None]) -> Callable[..., None]:
     """IDs, all of a source, or all."""
-    command = click.option("--all", "everything", is_flag=True, help="All that wait.")(command)
-    command = click.option("--source", help="All of this source.")(command)
+    command = click.option("--all", "everything", is_flag=True, help="All that wait, listed or not.")(command)
+    command = click.option("--source", help="All of this source, listed or not.")(command)
     return click.argument("ids", nargs=-1, type=int, metavar="[ID]...")(command)
 
 
@@ -156,6 +159,10 @@ def forget(home: Home, name: str, decision_log: Path | None, why: str | None) ->
 def _is_forgotten(decision: Mapping[str, object], name: str, done: Forgotten) -> bool:
     """Texts that were routed to the route, and those that were given for it, wherever they were routed."""
     return decision.get("route") == name or text_digest(str(decision["text"])) in done.digests
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _choice(ids: tuple[int, ...], source: str | None, everything: bool) -> Choice:

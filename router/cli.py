@@ -217,6 +217,9 @@ async def _announce(catalog: Catalog, bound: socket.socket, settings: Settings) 
     note(
         f"routes in force: {', '.join(live) or 'none'}; classifier: {classifier.digest[:16] if classifier else 'none'}"
     )
+    kept = settings.decision_log
+    if kept is not None and kept.text:
+        note(f"classified texts are kept for {kept.days} days, in a file for each beside {kept.path.name}")
     shown = f"[{host}]" if ":" in host else host
     note(f"serving on http://{shown}:{port}/v1 {'with' if settings.api_key else 'without'} a key")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -16,14 +17,24 @@ from click.testing import CliRunner
 from adapters import feedback as queue
 from adapters.classifiers import promote_classifier
 from adapters.cli_route import route as route_group
-from adapters.decisions import read_decisions
+from adapters.corrections import correct
+from adapters.decisions import day_files, read_decisions
+from adapters.errors import BadInput
+from adapters.examples import add_examples
 from adapters.exemplars import exemplars_of
-from adapters.feedback import Choice, Waiting, reject_feedback, waiting_feedback
+from adapters.feedback import Choice, Waiting, queue_feedback, reject_feedback, waiting_feedback
+from adapters.home import Home
+from adapters.registry import Registry
+from adapters.rows import LabelledText
 from router import feedback as module
 from router.auth import Gatekeeper
+from router.classifier_fit_cli import registry_rows
 from router.decision_log import DecisionLog
+from router.errors import ConfigInvalid
 from router.feedback import MAX_BODY_BYTES, MAX_TEXT_CHARACTERS
+from router.settings import read_settings
 from tests.gateway_parts import DEADLINE, Served, Stock, make_stock
+from tests.gateway_process import serving
 
 KEY = "k-0123456789abcdef"
 SQL = "select the name of users where age is over 30"
@@ -270,8 +281,8 @@ def test_a_registry_that_is_gone_refuses_feedback_and_is_not_made_anew(stock: St
 # -- what is accepted acts ---------------------------------------------------------------------------------------------
 
 
-def command(served: Served, *words: str) -> str:
-    done = CliRunner().invoke(route_group, [*words, "--home", str(served.gateway.home.folder)])
+def command(home: Path, *words: str) -> str:
+    done = CliRunner().invoke(route_group, [*words, "--home", str(home)])
     assert done.exit_code == 0, done
     return done.stdout
 
@@ -287,11 +298,13 @@ def test_what_an_operator_accepts_acts_on_a_running_gateway_and_the_command_wait
             == 202
         )
         assert ask(client).headers["x-branchline-route"] == "sql"
-        assert "in force on 1 of 1 gateways" in command(served, "corrections", "accept", "--source", "feedback:client")
+        assert "in force on 1 of 1 gateways" in command(
+            served.gateway.home.folder, "corrections", "accept", "--source", "feedback:client"
+        )
         assert "x-branchline-route" not in ask(client).headers
         log = tmp_path / "decisions.jsonl"
         *_, wrong = (str(line["request_id"]) for line in read_decisions(log))
-        said = command(served, "correct", "sql", "--request-id", wrong, "--decision-log", str(log))
+        said = command(served.gateway.home.folder, "correct", "sql", "--request-id", wrong, "--decision-log", str(log))
         assert "in force on 1 of 1 gateways" in said
         assert ask(client).headers["x-branchline-route"] == "sql"
         lines = list(read_decisions(log))
@@ -308,7 +321,61 @@ def test_forgetting_a_route_blanks_the_running_gateways_decision_log_where_so_to
     with gateway(stock, tmp_path, text=True) as served, connected(served) as client:
         ask(client)
         ask(client, "hello")
-        said = command(served, "forget", "sql", "--decision-log", str(tmp_path / "decisions.jsonl"))
+        said = command(served.gateway.home.folder, "forget", "sql", "--decision-log", str(tmp_path / "decisions.jsonl"))
         assert said.endswith("1 texts blanked in the decision log\n")
         ask(client, "hello again")
         assert [line["text"] for line in read_decisions(tmp_path / "decisions.jsonl")] == ["", "hello", "hello again"]
+
+
+def test_the_next_fit_learns_corrections_and_those_to_the_base_as_base_rows(stock: Stock, tmp_path: Path) -> None:
+    registry = Registry.open(stock.copy(tmp_path / "home").registry_url)
+    with pytest.raises(BadInput, match="no route has examples"):
+        registry_rows(registry)
+    add_examples(registry, "sql", ["count the users", "hello"], source="operator")
+    correct(registry, "base", ["hello"])
+    queue_feedback(registry, "regex", "never accepted", source="feedback:client")
+    assert set(registry_rows(registry)) == {LabelledText("count the users", "sql"), LabelledText("hello", "base")}
+    registry.close()
+
+
+# -- the server as a process ---------------------------------------------------------------------------------------------
+
+
+def test_a_server_with_texts_takes_feedback_by_request_and_an_operator_brings_it_in(
+    stock: Stock, tmp_path: Path
+) -> None:
+    home, log = stock.copy(tmp_path / "home"), tmp_path / "decisions.jsonl"
+    registry = Registry.open(home.registry_url)
+    promote_classifier(registry, 1)
+    registry.close()
+    flags = ("--decision-log", str(log), "--decision-log-text", "--decision-log-days", "3")
+    with serving(home.folder, "--backend", "echo", "--base", "tiny", *flags) as process:
+        process.wait_for("classified texts are kept for 3 days")
+        body = {"model": "auto", "messages": [{"role": "user", "content": SQL}]}
+        answer = httpx.post(f"{process.url}/v1/chat/completions", json=body, timeout=DEADLINE)
+        assert answer.headers["x-branchline-reason"] == "no_live_version"  # of the route sql
+        proposal = {"route": "regex", "request_id": answer.headers["x-request-id"]}
+        assert httpx.post(f"{process.url}/v1/feedback", json=proposal, timeout=DEADLINE).status_code == 202
+        said = command(home.folder, "corrections", "accept", "--all")
+        assert re.fullmatch(r"1 accepted \(serial \d+\): in force on 1 of 1 gateways after \d+ ms\n", said)
+        answer = httpx.post(f"{process.url}/v1/chat/completions", json=body, timeout=DEADLINE)
+        assert answer.headers["x-branchline-route"] == "regex"
+    (file,) = day_files(log).values()
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ({"decision_log_text": True}, "--decision-log-text needs --decision-log"),
+        ({"decision_log": Path("d.jsonl"), "decision_log_days": 3}, "--decision-log-days needs --decision-log-text"),
+        (
+            {"decision_log": Path("d.jsonl"), "decision_log_text": True, "decision_log_days": 0},
+            "decision-log-days is 0, expected 1 to 3650",
+        ),
+    ],
+)
+def test_flags_of_the_log_that_would_have_no_effect_are_refused(flags: dict[str, Any], problem: str) -> None:
+    engine = {"backend": "echo", "base": "tiny"}
+    with pytest.raises(ConfigInvalid, match=problem):
+        read_settings(Home.at("home"), {}, host="127.0.0.1", port=0, engine=engine, **flags)
