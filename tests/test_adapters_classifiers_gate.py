@@ -283,3 +283,23 @@ def test_a_promotion_judged_against_another_live_classifier_is_a_conflict(regist
     promote_classifier(registry, 2)
     with pytest.raises(Conflict):
         promote_classifier(registry, 1, expected=judged)
+
+
+def test_a_classifier_that_goes_live_while_the_evidence_is_read_is_what_counts(
+    registry: Registry, store: Store, tmp_path: Path
+) -> None:
+    """Number 3 goes live between the verdict and the promotion; compared with it, number 2 is worse."""
+    publish_classifier(registry, store, tmp_path / "classifier-1", digest="c" * 64, summary={})
+    worse, better = items(("sql", 30, 30), ("base", 20, 0)), items(("sql", 60, 0), ("base", 20, 0))
+    for number, digest, decided in ((1, LIVE, worse), (2, MINE, worse), (3, "c" * 64, better)):
+        add_classifier_evidence(registry, store, classifier_version(registry, number), evidence(decided, digest))
+
+    class Interrupted(Store):
+        def classifier_evidence(self, digest: str) -> ClassifierEvidence:
+            if registry.classifier_state().live == 1:
+                promote_classifier(registry, 3)
+            return super().classifier_evidence(digest)
+
+    with pytest.raises(GateRefused, match="route sql: recall falls by"):
+        promote_through_gate(registry, Interrupted(store.root), 2, policy=POLICY)
+    assert registry.classifier_state().live == 3

@@ -146,6 +146,10 @@ def test_an_earlier_turn_decides_where_the_newest_says_nothing(home: Path) -> No
     assert "2 turns back" in invoke(home, "explain", TALK[6], "--earlier", TALK[0], "--earlier", SQL).stdout
 
 
+def test_where_every_turn_abstains_the_newest_is_explained(home: Path) -> None:
+    assert explained(home, TALK[6], "--earlier", TALK[0])["turn"] == 0
+
+
 def test_explain_decides_as_the_gateway_does(home: Path, registry: Registry) -> None:
     """Against the judge that a gateway puts in force from the same registry."""
     texts = [SQL, NEW, "water my plants", TALK[1], "", "lines with digits", "zzz", "book me a table and select a year"]

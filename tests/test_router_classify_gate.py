@@ -130,6 +130,12 @@ def test_rows_that_the_classifier_was_fitted_on_are_no_evidence(run: Run, fitted
     assert run("eval", fitted, "--classifier", 1).exit_code == 0
 
 
+def test_a_base_row_that_was_fitted_on_is_known_by_either_label(run: Run, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "oos.jsonl", [LabelledText(row.text, "oos") for row in base_rows()])
+    with pytest.raises(Refused, match="was fitted on 10 of the 10 rows"):
+        run("eval", file, "--classifier", 2, "--evidence")
+
+
 def test_the_live_classifier_is_judged_on_the_same_rows_even_where_it_was_fitted_on_them(
     run: Run, tmp_path: Path
 ) -> None:
