@@ -6,6 +6,8 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *LETTERS, *(f"##{letter}" for letter in LETTERS))
 FLAGS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "max": "pooling_mode_max_tokens"}
 
 
@@ -15,6 +17,30 @@ def packaged_minilm() -> Path:
     assert found is not None, "install the extra `dev`"
     assert found.origin is not None
     return Path(found.origin).with_name("model")
+
+
+def write_tiny_encoder(folder: Path) -> Path:
+    """A BERT of two layers with random weights that reads letters. Returns `folder`."""
+    import torch
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel
+
+    write_layout(folder)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weights = BertModel(config).state_dict()  # type: ignore[no-untyped-call]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config.to_json_file(folder / "config.json")
+    words = Tokenizer(models.WordPiece({word: at for at, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.normalizer = normalizers.BertNormalizer()
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    words.save(str(folder / "tokenizer.json"))
+    return folder
 
 
 def write_layout(folder: Path, *, pooling: str = "mean", max_tokens: int = 24) -> Path:
