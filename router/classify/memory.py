@@ -123,9 +123,8 @@ class Memory:
         evidence = speaking[nearest]
         if evidence < NEAR_DUPLICATE:
             of_labels = self._evidence(speaking)
-            label = int(of_labels.argmax())
-            evidence = of_labels[label]
-            nearest = self._first(np.where(self._labels == label, speaking, -1.0))
+            evidence = of_labels.max()
+            nearest = self._first(np.where((of_labels >= evidence - _EQUAL)[self._labels], speaking, -1.0))
         others = similarities[self._labels != self._labels[nearest]]
         rival = round(float(others.max()), 6) if len(others) else None
         return Recollection(
