@@ -14,6 +14,7 @@ from .command import PATH, announce, find_version, open_home, wait_clock
 from .convergence import ALIVE_SECONDS
 from .errors import BadInput, InvalidName
 from .example_checks import DEFAULT_MAX_LOSS, check_examples
+from .exemplars import BASE_LABEL, base_events
 from .fold import route_to_json
 from .home import Home, home_options
 from .output import json_option, note, print_json, print_table
@@ -265,10 +266,13 @@ def show(home: Home, name: str, as_json: bool) -> None:
 @json_option
 @home_options
 def history(home: Home, name: str, as_json: bool) -> None:
-    """Print every event of NAME: who, when, what, why."""
+    """Print every event of NAME (or of `base`, its corrections): who, when, what, why."""
     registry, _ = open_home(home)
-    registry.route(name)
-    events = registry.events(route=name)
+    if name == BASE_LABEL:
+        events = base_events(registry)
+    else:
+        registry.route(name)
+        events = registry.events(route=name)
     if as_json:
         print_json([event_row(event) for event in events])
         return

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select
 from . import schema
 from .journal import Journal, View
 from .rows import sha256_json
-from .types import EventKind
+from .types import Event, EventKind
 
 BASE_LABEL = "base"
 EVENTS: frozenset[EventKind] = frozenset({"examples_changed", "route_forgotten", "corrected", "correction_removed"})
@@ -63,6 +63,11 @@ def read_exemplars(connection: Connection) -> Exemplars:
     pairs = sorted([row.label, row.text_digest] for row in found)
     rows = tuple(Exemplar(row.label, row.text, row.source) for row in found)
     return Exemplars(sha256_json(pairs) if pairs else None, rows)
+
+
+def base_events(journal: Journal) -> list[Event]:
+    """What happened to corrections to the base, in order."""
+    return [one for one in journal.events() if one.route is None and one.kind in EVENTS | {"feedback_rejected"}]
 
 
 def exemplars_changed(view: View) -> bool:

@@ -417,6 +417,9 @@ def test_an_operator_corrects_lists_and_takes_back(command: Command) -> None:
     assert table[0].split() == ["text", "digest", "route", "text", "source", "time"]
     assert command("corrections", "remove", table[1].split()[0]).stdout == "1 corrections removed\n"
     assert "2 corrected" not in command("correct", "base", "--text", "hello", "--text", "new", "--no-wait").stdout
+    events = json.loads(command("history", "base", "--json").stdout)
+    assert [one["kind"] for one in events] == ["corrected", "correction_removed", "corrected"]
+    assert events[0]["why"] == "small talk"
 
 
 def test_an_operator_reviews_what_programs_propose(command: Command, home: Path) -> None:

@@ -234,7 +234,7 @@ def test_a_locked_registry_refuses_feedback_and_disturbs_no_answer(
     monkeypatch.setattr(module, "BUSY_TIMEOUT_MS", 20)
     with locked(served):
         error = require_error(client.post(FEEDBACK, json={"route": "sql", "text": "x"}), 503, "registry_unavailable")
-        assert str(served.gateway.home.folder) not in error["message"]
+        assert error["message"] == "the registry cannot be written now"  # the driver's own words may name hosts
         assert ask(client).headers["x-branchline-route"] == "sql"
     assert client.post(FEEDBACK, json={"route": "regex", "text": "x"}).status_code == 202
 
@@ -338,7 +338,7 @@ def test_the_next_fit_learns_corrections_and_those_to_the_base_as_base_rows(stoc
     registry.close()
 
 
-# -- the server as a process ---------------------------------------------------------------------------------------------
+# -- the server as a process ------------------------------------------------------------------------------------------
 
 
 def test_a_server_with_texts_takes_feedback_by_request_and_an_operator_brings_it_in(
