@@ -10,10 +10,11 @@ import click
 
 from . import examples as exemplar_texts
 from .cli_corrections import correct_texts, corrections, forget
+from .cli_examples import collision_options, examples
 from .command import PATH, announce, find_version, open_home, wait_clock
 from .convergence import ALIVE_SECONDS
-from .errors import BadInput, InvalidName
-from .example_checks import DEFAULT_MAX_LOSS, check_examples
+from .errors import InvalidName
+from .example_checks import check_examples
 from .exemplars import BASE_LABEL, base_events
 from .fold import route_to_json
 from .home import Home, home_options
@@ -32,6 +33,7 @@ def route() -> None:
 
 route.add_command(correct_texts)
 route.add_command(corrections)
+route.add_command(examples)
 route.add_command(forget)
 
 
@@ -41,16 +43,6 @@ def traffic_options(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--expect-revision", type=int, help="Refuse where the route is no longer at this revision.")(
         command
     )
-
-
-def collision_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of every command that adds examples."""
-    command = click.option(
-        "--force", "forced", metavar="WHY", help="Add the examples although another route loses; stays in the history."
-    )(command)
-    return click.option(
-        "--max-loss", default=DEFAULT_MAX_LOSS, show_default=True, help="Recall that another route may lose to them."
-    )(command)
 
 
 @route.command()
@@ -89,57 +81,6 @@ def set_policy(home: Home, name: str, assignments: tuple[str, ...], expect_revis
         name, policy=changes or None, description=description, expected_revision=expect_revision
     )
     click.echo(f"route {name}: {Policy.of(change.state.policy).to_json()}")
-
-
-@route.group()
-def examples() -> None:
-    """A route's example utterances."""
-
-
-@examples.command(name="add")
-@click.argument("name")
-@click.option("--file", type=PATH, help='Rows {"text": ...}.')
-@click.option("--text", "texts", multiple=True, help="One example; may be given several times.")
-@collision_options
-@home_options
-def add_examples(
-    home: Home, name: str, file: Path | None, texts: tuple[str, ...], max_loss: float, forced: str | None
-) -> None:
-    """Add examples to NAME. They count from the next `classifier fit`."""
-    chosen = [*texts, *(read_texts(file) if file else [])]
-    if not chosen:
-        raise BadInput("no examples given", hint="use --text or --file")
-    exemplar_texts.require_texts(chosen)
-    registry, _ = open_home(home)
-    check_examples(registry, registry.route(name).name, chosen, max_loss=max_loss, forced=forced)
-    source = f"file {file.name}" if file else "operator"
-    change = exemplar_texts.add_examples(registry, name, chosen, source=source, why=forced)
-    click.echo(f"{change.event.payload['added']} examples added to {name}")
-
-
-@examples.command(name="list")
-@click.argument("name")
-@json_option
-@home_options
-def list_examples(home: Home, name: str, as_json: bool) -> None:
-    """Print the examples of NAME."""
-    registry, _ = open_home(home)
-    texts = exemplar_texts.examples_of(registry, name)
-    if as_json:
-        print_json([{"text": text} for text in texts])
-    else:
-        click.echo("\n".join(texts))
-
-
-@examples.command(name="remove")
-@click.argument("name")
-@click.option("--text", "texts", multiple=True, required=True, help="The example's exact text; may be repeated.")
-@home_options
-def remove_examples(home: Home, name: str, texts: tuple[str, ...]) -> None:
-    """Delete examples of NAME for good."""
-    registry, _ = open_home(home)
-    change = exemplar_texts.remove_examples(registry, name, texts)
-    click.echo(f"{change.event.payload['removed']} examples removed from {name}")
 
 
 @route.command()
