@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -11,11 +11,15 @@ import click
 from adapters.classifiers import classifier_version, live_classifier
 from adapters.command import open_home
 from adapters.errors import NotFound
+from adapters.exemplars import Exemplar
 from adapters.home import Home
 
 from .classify.classifier import MAX_EARLIER_TURNS, Classifier
 from .classify.encoding import Encoder
+from .classify.features import Floats
+from .classify.judge import Judge
 from .classify.loader import load_classifier
+from .classify.memory import Memory
 from .types import Scores
 
 LIVE = "live"
@@ -30,11 +34,15 @@ classifier_option: Callable[[Callable[..., None]], Callable[..., None]] = click.
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A loaded classifier; `number` is its place in the registry, `None` for a folder. `encoder` where it needs one."""
+    """A loaded classifier; `number` is its place in the registry, `None` for a folder. `encoder` where it needs one.
+
+    With a `memory` it decides as a gateway would, without one it decides alone.
+    """
 
     classifier: Classifier
     number: int | None
     encoder: Encoder | None = None
+    memory: Memory | None = None
 
     @property
     def name(self) -> str:
@@ -50,13 +58,28 @@ class Chosen:
         """The decision on the user turns of each prompt, newest first."""
         read = [turns[: 1 + MAX_EARLIER_TURNS] for turns in prompts]
         if self.encoder is None:
-            return [self.classifier.decide_text(turns) for turns in read]
+            return [self._decide(turns, None) for turns in read]
         vectors = self.encoder.encode([turn for turns in read for turn in turns])
         found, at = [], 0
         for turns in read:
-            found.append(self.classifier.decide_text(turns, vectors[at : at + len(turns)]))
+            found.append(self._decide(turns, vectors[at : at + len(turns)]))
             at += len(turns)
         return found
+
+    def _decide(self, turns: Sequence[str], vectors: Floats | None) -> Scores:
+        if self.memory is None:
+            return self.classifier.decide_text(turns, vectors)
+        return Judge(self.classifier, self.memory).judge(turns, vectors)
+
+    def beside(self, exemplars: Sequence[Exemplar]) -> Chosen:
+        """This classifier with the memory that a gateway would give it."""
+        memory = Memory.build(exemplars, is_seen=self.classifier.has_row, encoder=self.encoder)
+        return replace(self, memory=memory)
+
+
+def is_folder(named: str) -> bool:
+    """Whether NUMBER|DIR means a folder."""
+    return named != LIVE and not named.isdecimal()
 
 
 def choose_classifier(home: Home, named: str = LIVE, encoder: str | None = None) -> Chosen:
@@ -73,7 +96,7 @@ def choose_classifier(home: Home, named: str = LIVE, encoder: str | None = None)
 
 
 def _load(home: Home, named: str) -> tuple[Classifier, int | None]:
-    if named != LIVE and not named.isdecimal():
+    if is_folder(named):
         return load_classifier(Path(named)), None
     registry, store = open_home(home)
     version = live_classifier(registry) if named == LIVE else classifier_version(registry, int(named))

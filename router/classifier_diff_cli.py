@@ -7,14 +7,15 @@ from pathlib import Path
 
 import click
 
-from adapters.command import PATH
+from adapters.command import PATH, open_home
 from adapters.decisions import read_logged
 from adapters.errors import BadInput
+from adapters.exemplars import Exemplars, exemplars_of
 from adapters.home import Home, home_options
 from adapters.output import json_option, note, print_json, print_table
 from adapters.rows import Asked, read_asked
 
-from .classifier_choice import choose_classifier
+from .classifier_choice import choose_classifier, is_folder
 from .classifier_eval_cli import user_turns
 from .classify.differences import Agreement, Differences, Judged, Move, find_differences
 from .encoder_flags import encoder_option
@@ -33,8 +34,9 @@ MAX_SHOWN = 70
 def diff(home: Home, before: str, after: str, file: Path, encoder: str | None, examples: int, as_json: bool) -> None:
     """Show what would change on FILE, and for which route, if classifier B decided and not A.
 
-    A and B are numbers, folders or `live`. FILE holds rows of any kind, with "label" or without, or names a decision
-    log that was kept with text, all its days.
+    A and B are numbers, folders or `live`. Both decide as in a gateway, beside the exemplars in force; two folders
+    decide alone. FILE holds rows of any kind, with "label" or without, or names a decision log that was kept with
+    text, all its days.
     """
     rows, left_out = read_asked(file) if file.exists() else read_logged(file)
     if left_out:
@@ -42,11 +44,17 @@ def diff(home: Home, before: str, after: str, file: Path, encoder: str | None, e
     if not rows:
         raise BadInput(f"{file.name} holds no texts", hint='give rows {"text"}, or a decision log kept with text')
     turns = [user_turns(row.prompt) for row in rows]
-    one, other = (choose_classifier(home, named, encoder) for named in (before, after))
+    alone = is_folder(before) and is_folder(after)
+    exemplars = Exemplars(None, ()) if alone else exemplars_of(open_home(home)[0])
+    one, other = (choose_classifier(home, named, encoder).beside(exemplars.rows) for named in (before, after))
     ends = [["base" if s.abstains else s.route for s in chosen.decide(turns)] for chosen in (one, other)]
     found = find_differences([Judged(a, b, row.label) for a, b, row in zip(*ends, rows, strict=True)])
     if as_json:
-        digests = {"before": one.classifier.digest, "after": other.classifier.digest}
+        digests = {
+            "before": one.classifier.digest,
+            "after": other.classifier.digest,
+            "exemplars": exemplars.digest,
+        }
         print_json({**digests, **_document(found, rows, examples)})
         return
     click.echo(f"{found.moved} of {found.rows} texts go elsewhere with classifier {other.name} than with {one.name}")

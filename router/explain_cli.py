@@ -14,7 +14,7 @@ from adapters.exemplars import Exemplars, exemplars_of
 from adapters.home import Home, home_options
 from adapters.output import json_option, print_json, print_table
 
-from .classifier_choice import LIVE, Chosen, choose_classifier, classifier_option
+from .classifier_choice import LIVE, Chosen, choose_classifier, classifier_option, is_folder
 from .encoder_flags import DEFAULT_PRECISION, encoder_option
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def explain(home: Home, text: str, earlier: tuple[str, ...], named: str, encoder
     from .classify.memory import Memory
     from .explanation import explain_turns
 
-    registry = None if _is_folder(named) else open_home(home)[0]
+    registry = None if is_folder(named) else open_home(home)[0]
     exemplars = Exemplars(None, ()) if registry is None else exemplars_of(registry)
     is_missing = registry is not None and named == LIVE and live_classifier(registry) is None
     if is_missing and not exemplars.rows:
@@ -56,10 +56,6 @@ def explain(home: Home, text: str, earlier: tuple[str, ...], named: str, encoder
         print_json(_document(found, chosen, exemplars.digest))
     else:
         _print(found, chosen, exemplars)
-
-
-def _is_folder(named: str) -> bool:
-    return named != LIVE and not named.isdecimal()
 
 
 def _beside(home: Home, source: str | None) -> Encoder | None:

@@ -188,6 +188,20 @@ def test_a_folder_is_asked_alone(home: Path, prepared: Path) -> None:
     assert explained(home, SQL, "--classifier", 1)["memory"] is not None
 
 
+def test_diff_counts_only_what_changes_for_a_gateway(home: Path) -> None:
+    """Memory sends the sentence of a new route there already; the classifiers alone differ about it."""
+    row = home.parent / "row.jsonl"
+    row.write_text(json.dumps({"text": NEW}) + "\n")
+    invoke(home, "fit")
+    folders = [
+        home / "store" / "classifier" / one["digest"] for one in json.loads(invoke(home, "list", "--json").stdout)
+    ]
+    alone = json.loads(invoke(home, "diff", *folders, row, "--json").stdout)
+    together = json.loads(invoke(home, "diff", "live", 2, row, "--json").stdout)
+    assert (alone["moved"], alone["exemplars"]) == (1, None)
+    assert (together["moved"], together["exemplars"]) == (0, explained(home, NEW)["exemplars"])
+
+
 def test_the_encoders_share_is_shown_beside_the_words() -> None:
     encoder = Meanings()
     fitted = fit_classifier([*routes_rows(12), *base_rows()], encoder=encoder)
