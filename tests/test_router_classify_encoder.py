@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from router.classifier_cli import classifier, explain
 from router.classify.encoder.cache import cached_model
 from router.classify.encoder.export import pool
 from router.classify.encoder.layout import read_layout
 from router.classify.encoder.onnx_encoder import OnnxEncoder
-from router.classify.encoder.opening import find_encoder, open_encoder
+from router.classify.encoder.opening import SOURCE_VARIABLE, find_encoder, open_encoder
 from router.classify.encoder.tokens import CHARACTERS_PER_TOKEN
 from router.classify.encoding import Precision
 from router.classify.features import Floats
 from router.errors import EncoderUnavailable
+from tests.classifier_rows import base_rows, routes_rows
 from tests.encoder_folders import packaged_minilm
+from tests.gateway_process import branchline, serving
 
 TEXTS = (
     "please book a table for two",
@@ -178,6 +184,41 @@ def test_a_cache_that_cannot_be_written_is_named_in_the_hint_alone(tmp_path: Pat
         cached_model(read_layout(str(packaged_minilm())), precision, tmp_path / "file" / "cache")
     assert str(tmp_path) not in refused.value.message
     assert str(tmp_path) in refused.value.hint
+
+
+def test_a_gateway_decides_with_the_encoder_that_its_classifier_names(
+    int8: OnnxEncoder, cache: Path, tmp_path: Path
+) -> None:
+    rows, home, source = tmp_path / "rows.jsonl", tmp_path / "home", str(packaged_minilm())
+    rows.write_text("".join(json.dumps(asdict(row)) + "\n" for row in [*routes_rows(12), *base_rows()]))
+    home.mkdir(mode=0o700)
+    (home / "encoders").symlink_to(cache)
+    fit = ["fit", "--examples", str(rows), "--encoder", source, "--promote", "--home", str(home)]
+    assert CliRunner().invoke(classifier, fit, catch_exceptions=False).exit_code == 0
+    without = CliRunner().invoke(explain, ["fetch me all rows", "--home", str(home)], env={SOURCE_VARIABLE: None})
+    assert isinstance(without.exception, EncoderUnavailable)
+    with serving(home, "--backend", "echo", "--base", "tiny", variables={SOURCE_VARIABLE: source}) as gateway:
+        assert "classifier: none" not in gateway.output
+        body = {"model": "auto", "messages": [{"role": "user", "content": "select the price of albums"}]}
+        answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=body)
+    assert answer.status_code == 200
+    assert float(answer.headers["x-branchline-confidence"]) > 0.5
+
+
+def test_serve_says_at_once_what_is_wrong_with_its_encoder(tmp_path: Path) -> None:
+    said = branchline(
+        "serve",
+        "--backend",
+        "echo",
+        "--base",
+        "tiny",
+        "--encoder",
+        "no/where",
+        home=tmp_path,
+        expect=1,
+        HF_HUB_OFFLINE="1",
+    )
+    assert "encoder 'no/where' is neither a folder nor in the hub's cache" in said
 
 
 def without_torch(folder: Path, log: Path) -> None:
