@@ -7,7 +7,7 @@ itself stays where it is, and counts again once the correction is removed. Event
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, delete, insert, select, update
@@ -67,26 +67,25 @@ def put_corrections(
     One event for each label that gained or lost a text.
     """
     moves: defaultdict[str, _Moves] = defaultdict(_Moves)
-    known, taken = 0, []
+    serial = connection.execute(select(schema.registry.c.serial)).scalar_one() + 1  # of this change's first event
+    stamp = {"serial": serial, "time": journal.now()}
+    known, added = 0, 0
     for one in exemplars:
         digest = text_digest(one.text)
         before = labels_of(connection, digest)
         if before == {one.label}:
             known += 1
         else:
-            taken.append((digest, one))
+            added += 1
             if one.label not in before:
                 moves[one.label].gained.append(digest)
             for label in before - {one.label}:
                 moves[label].lost.append(digest)
-            _put(connection, digest, one)
+            _put(connection, digest, one, stamp)
         waiting = schema.feedback
         connection.execute(delete(waiting).where(waiting.c.text_digest == digest, waiting.c.label == one.label))
     event = _append_moves(journal, connection, "corrected", moves, why)
-    if event is not None:
-        mine = schema.corrections.c.text_digest.in_([digest for digest, _ in taken])
-        connection.execute(update(schema.corrections).where(mine).values(serial=event.serial, time=event.time))
-    return Corrected(event, len(taken), known, {label: len(one.lost) for label, one in moves.items() if one.lost})
+    return Corrected(event, added, known, {label: len(one.lost) for label, one in moves.items() if one.lost})
 
 
 def corrections_in_force(journal: Journal) -> list[Correction]:
@@ -143,9 +142,9 @@ def labels_of(connection: Connection, digest: str) -> set[str]:
     return set(connection.execute(select(examples.c.route).where(examples.c.text_digest == digest)).scalars())
 
 
-def _put(connection: Connection, digest: str, one: Exemplar) -> None:
+def _put(connection: Connection, digest: str, one: Exemplar, stamp: Mapping[str, object]) -> None:
     table = schema.corrections
-    values = {"label": one.label, "text": one.text, "source": one.source[:200], "time": "", "serial": 0}
+    values = {"label": one.label, "text": one.text, "source": one.source[:200], **stamp}
     if connection.execute(update(table).where(table.c.text_digest == digest).values(values)).rowcount == 0:
         connection.execute(insert(table).values(text_digest=digest, **values))
 
