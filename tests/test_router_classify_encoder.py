@@ -197,6 +197,8 @@ def test_a_gateway_decides_with_the_encoder_that_its_classifier_names(
     assert CliRunner().invoke(classifier, fit, catch_exceptions=False).exit_code == 0
     without = CliRunner().invoke(explain, ["fetch me all rows", "--home", str(home)], env={SOURCE_VARIABLE: None})
     assert isinstance(without.exception, EncoderUnavailable)
+    given = CliRunner().invoke(explain, ["select the price of albums", "--home", str(home), "--encoder", source])
+    assert "sql" in given.output
     with serving(home, "--backend", "echo", "--base", "tiny", variables={SOURCE_VARIABLE: source}) as gateway:
         assert "classifier: none" not in gateway.output
         body = {"model": "auto", "messages": [{"role": "user", "content": "select the price of albums"}]}

@@ -25,7 +25,7 @@ class VectorIndex:
 
     def similarities(self, vector: Floats) -> Scalars:
         """(texts,) max(0, (cosine − floor) / (1 − floor)), so 0 for unrelated texts and 1 for equal ones."""
-        cosines = (self.vectors @ vector).astype(np.float64)
+        cosines = (self.vectors.reshape(-1, len(vector)) @ vector).astype(np.float64)
         return np.clip((cosines - self.floor) / (1 - self.floor), 0.0, 1.0)
 
 
