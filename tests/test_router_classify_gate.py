@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from adapters.errors import BranchlineError, GateRefused, InvalidName, NotFound, Refused
-from adapters.rows import LabelledText
+from adapters.rows import LabelledText, text_digest
 from router.classifier_cli import classifier
+from router.classifier_publishing import held_out_evidence
+from router.classify.fit import fit_and_judge
 from tests.classifier_rows import base_rows, routes_rows
 
 Run = Callable[..., Result]
@@ -170,3 +172,16 @@ def test_eval_says_what_the_gate_would_say(run: Run, held_out: Path, tmp_path: P
 
 def test_fit_takes_force_only_with_promote(run: Run, fitted: Path) -> None:
     assert run("fit", "--examples", fitted, "--force", "why").exit_code == 2
+
+
+def test_held_out_decisions_come_from_weights_that_never_saw_the_row() -> None:
+    """A booking filed under `regex`: the final weights know it by heart, the fold that left it out does not."""
+    stray = LabelledText("please book a taxi for 3 people tomorrow at 5", "regex")
+    fitted = fit_and_judge([*FITTED_ON, *base_rows(), stray])
+    held_out = dict(fitted.held_out)
+    assert len(fitted.held_out) == len(held_out) == len(FITTED_ON) + len(base_rows()) + 1
+    assert held_out[stray].route == "booking"
+    assert fitted.classifier.scores(stray.text).route == "regex"
+    found = held_out_evidence(fitted)
+    assert found.by_key[text_digest(stray.text), "regex"].is_right is False
+    assert (found.source, found.seen) == ("held_out", 0)
