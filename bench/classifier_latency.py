@@ -3,8 +3,9 @@
     python -m bench.classifier_latency [--encoder SOURCE] [--split test] [--queries 1000] [--routes 1000]
 
 A figure is the gateway's own `x-branchline-overhead-ms`: from the parsed request to the decision, the wait for the
-encoder's thread included, HTTP not. The gateway has one core, the client the others. CLINC150's own queries first; then
-two gateways in turn, one with 10 routes and one with many, each fitted on as many rows (`classifier_routes`).
+encoder's thread included, HTTP not. The gateway has one core, the client the others. Beside it the CPU time of the same
+decisions in a plain loop, which other work on the machine does not touch. CLINC150's own queries first; then two
+gateways in turn, one with 10 routes and one with many, each fitted on as many rows (`classifier_routes`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import asyncio
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -20,10 +22,15 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from adapters.classifiers import live_classifier
 from adapters.home import Home
+from adapters.registry import Registry
+from router.classify.judge import Judge
+from router.classify.loader import load_classifier
+from router.classify.memory import Memory
 
 from .classifier_accuracy import COVERAGE
-from .classifier_command import parser_of, publish
+from .classifier_command import encoder_of, parser_of, publish
 from .classifier_data import Fold, clinc150
 from .classifier_homes import fit_home
 from .classifier_routes import compound_routes
@@ -64,6 +71,9 @@ def clinc_rows(work: Path, arguments: argparse.Namespace) -> Iterator[Row]:
     note = f"150 routes, {len(seconds)} queries, 1 core, from x-branchline-overhead-ms; target {{}}"
     for name, share in (("p50", 0.5), ("p99", 0.99)):
         yield row_of_times(f"CLINC150, decision {name}", seconds, share, note.format(TARGETS[name]))
+    looped = in_a_loop(home, texts, arguments)
+    for name, share in (("p50", 0.5), ("p99", 0.99)):
+        yield row_of_times(f"CLINC150, CPU time of a decision {name}", looped, share, "in a loop, no gateway")
 
 
 def many_rows(work: Path, arguments: argparse.Namespace) -> Iterator[Row]:
@@ -103,6 +113,22 @@ async def ask_in_turn(homes: Sequence[Home], texts: Sequence[str], encoder: str 
                     if number >= WARM:
                         own.append(found)
     return seconds
+
+
+def in_a_loop(home: Home, texts: Sequence[str], arguments: argparse.Namespace) -> list[float]:
+    """CPU seconds of each decision by the classifier in use, its encoding included."""
+    live = live_classifier(Registry.open(home.registry_url))
+    if live is None:
+        raise RuntimeError("the fit promoted no classifier")
+    judge = Judge(load_classifier(home.open_store().classifier_folder(live.digest)), Memory.build([]))
+    remembered = encoder_of(arguments)
+    seconds = []
+    for text in [*texts[:WARM], *texts]:
+        started = time.process_time()
+        vectors = remembered.encoder.encode([text]) if remembered else None
+        judge.judge([text], vectors)
+        seconds.append(time.process_time() - started)
+    return seconds[len(seconds) - len(texts) :]
 
 
 @asynccontextmanager
