@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 import threading
@@ -13,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adapters import feedback as queue
 from adapters.classifiers import promote_classifier
@@ -30,8 +33,8 @@ from router import feedback as module
 from router.auth import Gatekeeper
 from router.classifier_fit_cli import registry_rows
 from router.decision_log import DecisionLog
-from router.errors import ConfigInvalid
-from router.feedback import MAX_BODY_BYTES, MAX_TEXT_CHARACTERS
+from router.errors import ConfigInvalid, InvalidRequest
+from router.feedback import MAX_BODY_BYTES, MAX_TEXT_CHARACTERS, parse_proposal
 from router.settings import read_settings
 from tests.gateway_parts import DEADLINE, Served, Stock, make_stock
 from tests.gateway_process import serving
@@ -184,6 +187,19 @@ def test_a_body_that_is_not_feedback_is_refused(
     response = client.post(FEEDBACK, content=body, headers={"content-type": "application/json"})
     assert require_error(response, 400, None)["param"] == param
     assert waiting(served) == []
+
+
+JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.lists(st.text(), max_size=2)
+KEYS = st.sampled_from(["route", "text", "request_id", "user", "other"])
+
+
+@given(raw=st.binary(max_size=100) | st.dictionaries(KEYS, JSON).map(lambda body: json.dumps(body).encode()))
+def test_whatever_comes_in_is_a_proposal_or_an_error_of_the_request(raw: bytes) -> None:
+    try:
+        proposal = parse_proposal(raw)
+    except InvalidRequest:
+        return
+    assert (proposal.text is None) != (proposal.request_id is None)
 
 
 def test_a_route_that_is_not_there_a_wrong_type_and_a_huge_body_are_refused(client: httpx.Client) -> None:
