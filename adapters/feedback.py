@@ -22,6 +22,7 @@ from .types import RouteName
 
 MAX_WAITING = 1000
 MAX_WAITING_OF_ONE_SOURCE = 250
+MAX_WAITING_CHARACTERS = 4_000_000
 _MAX_TIMES = 1_000_000
 
 
@@ -101,15 +102,16 @@ def reject_feedback(journal: Journal, choice: Choice, *, why: str | None = None)
 def _require_room(connection: Connection, source: str) -> None:
     table = schema.feedback
     of_source = func.count().filter(table.c.source == source)
-    total, own = connection.execute(select(func.count(), of_source).select_from(table)).one()
+    characters = func.coalesce(func.sum(func.length(table.c.text)), 0)
+    total, own, length = connection.execute(select(func.count(), of_source, characters).select_from(table)).one()
     if own >= MAX_WAITING_OF_ONE_SOURCE:
         raise QueueFull(
             f"{own} corrections of this source wait to be reviewed, which is all that one may have",
             hint=f"review them: `branchline route corrections list --source {source}`",
         )
-    if total >= MAX_WAITING:
+    if total >= MAX_WAITING or length >= MAX_WAITING_CHARACTERS:
         raise QueueFull(
-            f"{total} corrections wait to be reviewed, which is all that may",
+            f"{total} corrections of {length} characters wait to be reviewed, which is all that may",
             hint="review them: `branchline route corrections list`",
         )
 

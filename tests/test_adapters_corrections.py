@@ -228,10 +228,18 @@ def test_a_full_queue_refuses_and_drops_nothing(anywhere: Registry, monkeypatch:
         queue_feedback(anywhere, "sql", "a 3", source="feedback:ann")
     for number in range(2):
         queue_feedback(anywhere, "sql", f"b {number}", source=f"feedback:{number}")
-    with pytest.raises(QueueFull, match="5 corrections wait"):
+    with pytest.raises(QueueFull, match="5 corrections of 15 characters wait"):
         queue_feedback(anywhere, "sql", "c", source="feedback:carl")
     queue_feedback(anywhere, "sql", "a 0", source="feedback:ann")  # it waits already: only counted
     assert [one.text for one in waiting_feedback(anywhere)] == ["a 0", "a 1", "a 2", "b 0", "b 1"]
+
+
+def test_a_few_long_texts_fill_the_queue_too(anywhere: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "MAX_WAITING_CHARACTERS", 1000)
+    for letter in "ab":
+        queue_feedback(anywhere, "sql", letter * 500, source="feedback:ann")
+    with pytest.raises(QueueFull, match="2 corrections of 1000 characters"):
+        queue_feedback(anywhere, "sql", "c", source="feedback:bob")
 
 
 def test_a_queue_of_others_fills_while_two_write_at_once_without_going_over(
