@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,19 +11,20 @@ from adapters.command import PATH, open_home
 from adapters.errors import BadInput
 from adapters.exemplars import exemplars_of
 from adapters.home import Home, home_options
-from adapters.output import json_option, note, print_json, print_table
+from adapters.output import json_option, print_json, print_table
 from adapters.registry import Registry
 from adapters.rows import LabelledText, read_labelled, read_texts
 
+from .classifier_fitting import Chosen, fit_rows
 from .classifier_publishing import print_promotion, promote_fitted, publish_fitted
 from .classify.artifact import save_classifier
 from .classify.classifier import BASE
-from .classify.encoding import Encoder, Precision
+from .classify.encoding import Precision
 from .collision_check import check_fit
 from .encoder_flags import encoder_option, precision_option
 
 if TYPE_CHECKING:
-    from .classify.fit import Fitted, HeadName
+    from .classify.fit import HeadName
 
 
 @click.command()
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 @encoder_option
 @precision_option("--precision")
 @click.option("--finetune", is_flag=True, help="Tune a copy of the encoder on the rows first: minutes, and torch.")
+@click.option("--student", type=click.IntRange(1), metavar="LAYERS", help="Distil the encoder into one so deep.")
 @click.option(
     "--head",
     type=click.Choice(["logistic", "centroids", "auto"]),
@@ -57,6 +57,7 @@ def fit(
     encoder: str | None,
     precision: Precision,
     finetune: bool,
+    student: int | None,
     head: HeadName,
     out: Path | None,
     promote: bool,
@@ -68,11 +69,9 @@ def fit(
         raise click.UsageError("--promote needs the registry, which --out leaves alone")
     if forced is not None and not (promote and forced.strip()):
         raise click.UsageError("--force needs a reason, and --promote")
-    if finetune and not encoder:
-        raise click.UsageError("--finetune needs --encoder, which it starts from")
-    if finetune and head != "auto":
-        raise click.UsageError("--head goes without --finetune, which fits the head it tunes for")
-    chosen = Chosen(encoder, precision, finetune, coverage, head)
+    if (finetune or student) and not encoder:
+        raise click.UsageError("--finetune and --student need --encoder, which they start from")
+    chosen = Chosen(encoder, precision, finetune, student, coverage, head)
     rows = read_labelled(examples) if examples else registry_rows(open_home(home)[0])
     rows += [LabelledText(text, BASE) for text in (read_texts(base_examples) if base_examples else [])]
     calibration = read_labelled(calibrate_on) if calibrate_on else ()
@@ -99,42 +98,6 @@ def fit(
         print_table(["fitted", "value"], [[key, value] for key, value in summary.items() if _is_short(value)])
         if done:
             print_promotion(done)
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """What the flags say of the fit itself."""
-
-    encoder: str | None
-    precision: Precision
-    finetune: bool
-    coverage: float
-    head: HeadName
-
-
-def fit_rows(home: Home, rows: Sequence[LabelledText], calibration: Sequence[LabelledText], chosen: Chosen) -> Fitted:
-    """Open the encoder, or tune a copy of it on the rows, and fit. Raises `BadInput` and `EncoderUnavailable`."""
-    from .classify.encoder.layout import read_layout
-    from .classify.encoder.opening import encoder_cache, open_encoder, open_layout
-    from .classify.encoder.tuning import Tuning, tune_encoder
-    from .classify.fit import fit_and_judge
-    from .classify.tuned_fit import fit_tuned
-
-    cache = encoder_cache(home)
-    if chosen.encoder is None:
-        return fit_and_judge(rows, coverage=chosen.coverage, calibration=calibration, head=chosen.head)
-    if not chosen.finetune:
-        opened = open_encoder(chosen.encoder, precision=chosen.precision, cache=cache)
-        return fit_and_judge(rows, coverage=chosen.coverage, calibration=calibration, encoder=opened, head=chosen.head)
-    layout = read_layout(chosen.encoder)
-
-    def tune(rows: Sequence[LabelledText]) -> Encoder:
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-        return open_layout(tune_encoder(layout, rows, cache, Tuning(), note), chosen.precision, cache)
-
-    return fit_tuned(rows, tune, coverage=chosen.coverage, calibration=calibration)
 
 
 def registry_rows(registry: Registry) -> list[LabelledText]:

@@ -16,7 +16,7 @@ from adapters.rows import LabelledText
 from .artifact import digest_of
 from .calibration import row_digest
 from .encoding import Encoder
-from .fit import DEFAULT_COVERAGE, Fitted, distinct_rows, fit_and_judge
+from .fit import DEFAULT_COVERAGE, Fitted, HeadName, distinct_rows, fit_and_judge
 
 Tune = Callable[[Sequence[LabelledText]], Encoder]
 HELD_OUT = 10  # one row in so many, at least one of each label that has two
@@ -33,6 +33,7 @@ def fit_tuned(
     coverage: float = DEFAULT_COVERAGE,
     calibration: Sequence[LabelledText] = (),
     seed: int = 0,
+    head: HeadName = "auto",
 ) -> Fitted:
     """`fit_and_judge` with the encoder that `tune` makes of the rows; given `calibration` rows, of all of them.
 
@@ -41,13 +42,13 @@ def fit_tuned(
     """
     rows = distinct_rows(rows, coverage)
     if calibration:
-        return fit_and_judge(rows, coverage=coverage, calibration=calibration, seed=seed, encoder=tune(rows))
+        return fit_and_judge(rows, coverage=coverage, calibration=calibration, seed=seed, head=head, encoder=tune(rows))
     kept, held = split(rows, seed)
     encoder = tune(kept)
-    judged = fit_and_judge(kept, coverage=coverage, calibration=held, seed=seed, encoder=encoder)
+    judged = fit_and_judge(kept, coverage=coverage, calibration=held, seed=seed, head=head, encoder=encoder)
     if not held:
         return judged
-    whole = fit_and_judge(rows, coverage=coverage, calibration=held, seed=seed, encoder=encoder).classifier
+    whole = fit_and_judge(rows, coverage=coverage, calibration=held, seed=seed, head=head, encoder=encoder).classifier
     learned = judged.classifier
     classifier = replace(
         whole,
