@@ -21,9 +21,6 @@ def parser_of(documentation: str | None) -> argparse.ArgumentParser:
         "--precision", choices=("fp32", "int8"), default="int8", help="of the encoder [default: int8, as the commands]"
     )
     parser.add_argument("--cache", type=Path, help="the exported encoder is kept here [default: a temporary folder]")
-    parser.add_argument(
-        "--general", type=int, default=0, metavar="N", help="fit on N made general prompts as base rows"
-    )
     return parser
 
 
