@@ -87,16 +87,22 @@ def _held(lock: Path) -> Iterator[None]:
 
 def _run(layout: Layout, arguments: Sequence[str]) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, "-m", "router.classify.encoder.export", *arguments],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=EXPORT_SECONDS,
-        check=False,
-    )
+    command = [sys.executable, "-m", "router.classify.encoder.export", *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=EXPORT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EncoderUnavailable(
+            f"encoder {layout.name} was not exported to {arguments[0]} within {EXPORT_SECONDS:.0f} s"
+        ) from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
         raise EncoderUnavailable(

@@ -121,6 +121,8 @@ class _Reader:
             self.problems.append(f"{MODULES} names no folder for Pooling")
             return "mean"
         config = self.mapping(f"{steps['Pooling']}/{CONFIG}")
+        if config.get("include_prompt") is False:
+            self.problems.append("leaves a prompt's tokens out of the pooling, which this version does not")
         modes = _pooling_modes(config)
         known: tuple[Pooling, ...] = get_args(Pooling)
         for mode in known:
