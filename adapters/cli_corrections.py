@@ -150,7 +150,7 @@ def forget(home: Home, name: str, decision_log: Path | None, why: str | None) ->
     others = [f"{n} {what}" for n, what in ((done.corrections, "corrections"), (done.feedback, "waiting")) if n]
     click.echo(", ".join([f"{done.examples} examples of {name} deleted", *others]))
     if decision_log is None:
-        note("a decision log with texts keeps them until its days are over; --decision-log FILE blanks them there")
+        note("running gateways blank texts that were routed to it in their decision logs; --decision-log does so now")
         return
     blanked = blank_texts(decision_log, lambda decision: _is_forgotten(decision, name, done))
     click.echo(f"{blanked} texts blanked in the decision log")

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 
 from .errors import BadInput, NotFound
@@ -87,17 +87,31 @@ def find_text(path: Path, request_id: str, *, max_bytes: int | None = None) -> s
     )
 
 
-def blank_texts(path: Path, chosen: Callable[[Mapping[str, object]], bool]) -> int:
-    """Overwrite the texts of chosen decisions in place, also while a gateway appends; how many. Raises `BadInput`."""
-    return sum(_blank_file(file, chosen) for file in log_files(path))
+def blank_texts(path: Path, chosen: Callable[[Mapping[str, object]], bool], *, holding: bytes = b"") -> int:
+    """Overwrite the texts of chosen decisions in place, also while a gateway appends; how many. Raises `BadInput`.
+
+    Lines without the bytes `holding` are not even parsed.
+    """
+    return sum(_blank_file(file, chosen, holding) for file in log_files(path))
 
 
-def _blank_file(file: Path, chosen: Callable[[Mapping[str, object]], bool]) -> int:
+def blank_route(path: Path, route: str, *, before: datetime) -> int:
+    """Overwrite the texts that were routed to `route` before a moment; how many. Raises `BadInput`."""
+    until = before.timestamp() + 0.001  # events tell their time in whole milliseconds
+
+    def chosen(decision: Mapping[str, object]) -> bool:
+        time = decision.get("time")
+        return decision.get("route") == route and isinstance(time, float) and time < until
+
+    return blank_texts(path, chosen, holding=f'"route": "{route}"'.encode())
+
+
+def _blank_file(file: Path, chosen: Callable[[Mapping[str, object]], bool], holding: bytes) -> int:
     blanked, position = 0, 0
     try:
         with file.open("r+b") as lines:
             for line in lines:
-                decision = _parse(line)
+                decision = _parse(line) if holding in line else None
                 if decision is not None and isinstance(decision.get("text"), str) and chosen(decision):
                     start = line.index(_TEXT) + len(_TEXT)
                     end = line.rindex(b"}")

@@ -166,7 +166,7 @@ async def run_gateway(
         await catalog.start()
         beside = [asyncio.create_task(_announce(catalog, bound, settings))]
         if decision_log is not None:
-            beside.append(asyncio.create_task(keep_swept(decision_log)))
+            beside.append(asyncio.create_task(keep_swept(decision_log, registry)))
         await server.serve([bound])
         for task in beside:
             task.cancel()

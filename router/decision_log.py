@@ -18,14 +18,16 @@ from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-from adapters.decisions import day_file, day_files
+from adapters.decisions import blank_route, day_file, day_files
+from adapters.errors import BranchlineError
+from adapters.journal import Journal
 
 from .errors import ConfigInvalid
 from .types import Decision
 
 DAYS = 7
 MAX_TEXT_CHARACTERS = 32_768
-SWEEP_SECONDS = 600.0
+SWEEP_SECONDS = 30.0
 _MODE = 0o600
 log = logging.getLogger("branchline.decisions")
 
@@ -115,8 +117,25 @@ class DecisionLog:
         self._failing = True
 
 
-async def keep_swept(decision_log: DecisionLog) -> None:
-    """Sweep until cancelled: a gateway without traffic deletes old files too."""
+async def keep_swept(decision_log: DecisionLog, journal: Journal) -> None:
+    """Until cancelled, also without traffic: delete files of days that are over, and blank what was forgotten."""
+    serial = 0
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
-        await asyncio.to_thread(decision_log.sweep)
+        serial = await asyncio.to_thread(_sweep, decision_log, journal, serial)
+
+
+def _sweep(decision_log: DecisionLog, journal: Journal, serial: int) -> int:
+    """Blank the texts that were routed to a route before it was forgotten; up to which serial that is done now."""
+    decision_log.sweep()
+    try:
+        if not day_files(decision_log.path) or journal.serial() == serial:
+            return serial
+        newer = journal.events(after=serial)
+        for event in newer:
+            if event.kind == "route_forgotten" and event.route is not None:
+                blank_route(decision_log.path, event.route, before=datetime.fromisoformat(event.time))
+        return newer[-1].serial if newer else serial
+    except (BranchlineError, OSError) as error:
+        log.error("forgotten texts cannot be blanked in the decision log: %s", error)
+        return serial

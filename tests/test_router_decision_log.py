@@ -8,7 +8,10 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.decisions import blank_texts, day_files, find_text, read_decisions, read_logged
-from adapters.errors import BadInput, NotFound
+from adapters.errors import BadInput, NotFound, RegistryUnavailable
+from adapters.forget import forget_texts
+from adapters.registry import Registry
 from adapters.rows import last_user_text, read_asked
 from router import decision_log as module
 from router.decision_log import MAX_TEXT_CHARACTERS, DecisionLog, keep_swept
@@ -128,6 +133,25 @@ def test_a_text_too_long_to_keep_leaves_its_facts(log: DecisionLog, path: Path) 
         find_text(path, "r-2")
 
 
+async def swept(log: DecisionLog, registry: Registry, done: Callable[[], bool]) -> None:
+    """Sweep until `done`."""
+    sweeping = asyncio.create_task(keep_swept(log, registry))
+    async with asyncio.timeout(60):
+        while not done():  # noqa: ASYNC110 - files set no event
+            await asyncio.sleep(0.001)
+    sweeping.cancel()
+
+
+@contextmanager
+def registry_in(folder: Path) -> Iterator[Registry]:
+    """One with the routes `sql` and `regex`."""
+    registry = Registry.open(f"sqlite:///{folder / 'registry.db'}")
+    for name in ("sql", "regex"):
+        registry.create_route(name)
+    yield registry
+    registry.close()
+
+
 # -- retention ---------------------------------------------------------------------------------------------------------
 
 
@@ -145,14 +169,8 @@ def test_a_gateway_without_traffic_deletes_old_files_too(
     clock.forward(days=3)
     monkeypatch.setattr(module, "SWEEP_SECONDS", 0.001)
 
-    async def scenario() -> None:
-        sweeping = asyncio.create_task(keep_swept(log))
-        async with asyncio.timeout(60):
-            while days(path):  # noqa: ASYNC110 - files set no event
-                await asyncio.sleep(0.001)
-        sweeping.cancel()
-
-    asyncio.run(scenario())
+    with registry_in(path.parent) as registry:
+        asyncio.run(swept(log, registry, lambda: not days(path)))
 
 
 def test_texts_that_are_left_go_though_texts_are_no_longer_kept(log: DecisionLog, path: Path, clock: Clock) -> None:
@@ -296,6 +314,44 @@ def test_blanked_texts_leave_no_byte_and_the_gateway_goes_on_appending(
     assert blank_texts(path, lambda decision: decision["route"] == "sql") == 1  # what is blank is not counted again
     with pytest.raises(NotFound, match="forgotten"):
         find_text(path, "r-1")
+
+
+def test_a_gateway_blanks_what_was_routed_to_a_route_before_it_was_forgotten(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SWEEP_SECONDS", 0.001)
+    clock.seconds = time.time()
+    log = DecisionLog(path, text=True, clock=clock)
+    with registry_in(path.parent) as registry:
+        for text, decision in (("one", LIVE), ("two", BASE), ("three", replace(LIVE, route="regex"))):
+            write(log, text, decision=decision)
+        forget_texts(registry, "sql")
+        clock.seconds = time.time() + 1
+        write(log, "later")  # it is a route still
+        asyncio.run(swept(log, registry, lambda: not lines(path)[0]["text"]))
+    log.close()
+    assert [line["text"] for line in lines(path)] == ["", "two", "three", "later"]
+
+
+def test_a_registry_that_does_not_answer_is_asked_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "SWEEP_SECONDS", 0.001)
+    log = DecisionLog(path, text=True)
+    write(log, "one")
+    with registry_in(path.parent) as registry:
+        forget_texts(registry, "sql")
+        answers, asked = registry.serial, iter(range(1_000_000))
+
+        def serial() -> int:
+            if next(asked) < 3:
+                raise RegistryUnavailable("the registry cannot be used: away")
+            return answers()
+
+        monkeypatch.setattr(registry, "serial", serial)
+        asyncio.run(swept(log, registry, lambda: not lines(path)[0]["text"]))
+    log.close()
+    assert caplog.text.count("forgotten texts cannot be blanked in the decision log") == 3
 
 
 def test_lines_are_json_that_other_readers_take(log: DecisionLog, path: Path) -> None:
