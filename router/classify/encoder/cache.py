@@ -105,6 +105,7 @@ def _run(layout: Layout, arguments: Sequence[str]) -> None:
         ) from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        last = last.replace(str(layout.folder), layout.name)  # a message holds no path
         raise EncoderUnavailable(
             f"encoder {layout.name} could not be exported to {arguments[0]}: {last:.300}",
             hint="exporting takes pip install 'branchline[encoder]'; it may be done on another machine, see the cache",
