@@ -30,6 +30,7 @@ from .calibration import NEGATIVES, row_digest
 from .classifier import BASE
 from .features import fit_features
 from .head import stack
+from .means import ClassMeans, Cosines
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -38,8 +39,6 @@ MAX_LOSS = 0.05  # recall another route may lose
 MIN_STOLEN = 2  # one sentence is an accident
 JUDGED_ROWS = 20_000  # over all routes; each gets an equal share, from 5 to 200
 CHUNK = 2_000
-
-Cosines = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,66 +106,18 @@ def collisions(rows: Sequence[LabelledText], newcomer_rows: Sequence[LabelledTex
     together = [*known, *newcomers]
     features = fit_features([row.text for row in together], [True] * len(together))
     matrix = stack([features.transform(row.text) for row in together], features.size)
-    before = _Means(matrix[: len(known)], [row.label for row in known])
+    before = ClassMeans(matrix[: len(known)], [row.label for row in known])
     arriving = {row.label for row in newcomers}
     theirs = [at for at, row in enumerate(together) if row.label in arriving]
-    after = _Means(matrix[theirs], [together[at].label for at in theirs], before.typical)
+    after = ClassMeans(matrix[theirs], [together[at].label for at in theirs], before.typical)
     return Collisions(
         _losses(known, matrix[: len(known)], before, after), _recalls(newcomers, matrix[len(known) :], before, after)
     )
 
 
-class _Means:
-    """Means of the rows of each label of `matrix` (rows, features); `typical` is u where a label has a single row."""
-
-    def __init__(self, matrix: csr_matrix, labels: Sequence[str], typical: float | None = None) -> None:
-        from scipy.sparse import csr_matrix
-
-        self.labels = np.array(sorted(set(labels)))
-        self.columns = {label: at for at, label in enumerate(self.labels.tolist())}
-        own = np.array([self.columns[label] for label in labels])
-        shape = (len(self.labels), len(own))
-        members = csr_matrix((np.ones(len(own), dtype=np.float32), (own, np.arange(len(own)))), shape=shape)
-        self.sums: csr_matrix = (members @ matrix).tocsr()
-        self.squares = _squares(self.sums)
-        self.counts = np.bincount(own)
-        lengths = np.bincount(own, weights=_squares(matrix))
-        several = self.counts > 1
-        products = (self.squares - lengths) / np.maximum(self.counts * (self.counts - 1), 1)
-        if typical is None:
-            typical = float(np.median(products[several])) if several.any() else 0.0
-        self.typical = typical
-        self.products = np.where(several, products, typical)
-        self.lengths = lengths / self.counts
-
-    def cosines(self, matrix: csr_matrix, at_least: int = 1) -> Cosines:
-        """(rows, labels) up to the row's own length, which changes no order; the rows are none of theirs.
-
-        A label of fewer rows than `at_least` is seen as if it had so many.
-        """
-        counts = np.maximum(self.counts, at_least)
-        squares = self.products + (self.lengths - self.products) / counts
-        scale = (1 / (self.counts * np.sqrt(np.maximum(squares, 1e-12)))).astype(np.float32)
-        products: Cosines = np.asarray((matrix @ self.sums.T).todense(), dtype=np.float32)
-        return products * scale
-
-    def left_out(self, matrix: csr_matrix, label: str) -> Cosines:
-        """(rows,): rows of `label`, each against the mean of the others; 0 where there is no other."""
-        at = self.columns[label]
-        products = np.asarray((matrix @ self.sums[at].T).todense()).ravel()
-        lengths = _squares(matrix)
-        rest = self.squares[at] - 2 * products + lengths
-        known = rest > 1e-6
-        found: Cosines = np.where(known, (products - lengths) / np.sqrt(np.where(known, rest, 1)), 0)
-        return found.astype(np.float32)
-
-
-def _squares(matrix: csr_matrix) -> npt.NDArray[np.float64]:
-    squares: npt.NDArray[np.float64] = np.asarray(matrix.multiply(matrix).sum(axis=1), dtype=np.float64).ravel()
-    return squares
-
-
-def _losses(known: Sequence[LabelledText], matrix: csr_matrix, before: _Means, after: _Means) -> tuple[RouteLoss, ...]:
+def _losses(
+    known: Sequence[LabelledText], matrix: csr_matrix, before: ClassMeans, after: ClassMeans
+) -> tuple[RouteLoss, ...]:
     places: dict[str, list[int]] = defaultdict(list)
     for at, row in enumerate(known):
         places[row.label].append(at)
@@ -190,7 +141,7 @@ def _losses(known: Sequence[LabelledText], matrix: csr_matrix, before: _Means, a
 
 
 def _recalls(
-    newcomers: Sequence[LabelledText], matrix: csr_matrix, before: _Means, after: _Means
+    newcomers: Sequence[LabelledText], matrix: csr_matrix, before: ClassMeans, after: ClassMeans
 ) -> tuple[NewcomerRecall, ...]:
     found: list[NewcomerRecall] = []
     for label in after.labels.tolist():
@@ -208,7 +159,7 @@ def _recalls(
     return tuple(found)
 
 
-def _best_other(matrix: csr_matrix, means: _Means, own: set[str]) -> tuple[Cosines, npt.NDArray[np.str_]]:
+def _best_other(matrix: csr_matrix, means: ClassMeans, own: set[str]) -> tuple[Cosines, npt.NDArray[np.str_]]:
     """The largest cosine of each row with a label outside `own`, and that label; −1 where there is none."""
     outside = np.array([label not in own for label in means.labels.tolist()])
     best = np.full(matrix.shape[0], -1, dtype=np.float32)
