@@ -77,8 +77,7 @@ def unclaimed_prompts(rows: Sequence[LabelledText], count: int = GENERAL_PROMPTS
     pooled = np.quantile(np.concatenate(judged), CLAIMED_FROM) if judged else CLAIMED_WITHOUT_EXAMPLES
     claims = np.maximum([np.quantile(similar, CLAIMED_FROM) for similar in own], POOLED_SHARE * pooled)
     similar = means.cosines(stack([features.transform(prompt) for prompt in prompts], features.size))
-    claimed = (similar >= claims).any(axis=1).tolist()
-    return [prompt for prompt, one in zip(prompts, claimed, strict=True) if not one]
+    return [prompts[at] for at in np.flatnonzero(~np.any(similar >= claims, axis=1))]
 
 
 def _prompt(phrases: Phrases, draw: random.Random) -> str:
