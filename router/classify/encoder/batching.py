@@ -14,7 +14,7 @@ from ..encoding import Encoder, EncoderRef
 from ..features import Floats
 
 BATCH_TEXTS = 8  # a batch's first text waits for its last, so that larger ones would only add latency
-MAX_WAITING = 1_024
+MAX_WAITING = 256  # short texts wait a quarter of a second then, the longest some seconds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
