@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapters import cli_corrections
 from adapters import feedback as queue
 from adapters.classifiers import promote_classifier
 from adapters.cli_route import route as route_group
+from adapters.convergence import wait_exemplars
 from adapters.corrections import correct
 from adapters.decisions import day_files, read_decisions
 from adapters.errors import BadInput
@@ -294,6 +297,12 @@ def test_a_registry_that_is_gone_refuses_feedback_and_is_not_made_anew(stock: St
         assert client.post(FEEDBACK, json={"route": "regex", "text": "x"}).status_code == 202
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands wait until gateways follow, on a machine as busy as it may be."""
+    monkeypatch.setattr(cli_corrections, "wait_exemplars", partial(wait_exemplars, timeout_seconds=DEADLINE))
+
+
 # -- what is accepted acts ---------------------------------------------------------------------------------------------
 
 
@@ -303,6 +312,7 @@ def command(home: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_an_operator_accepts_acts_on_a_running_gateway_and_the_command_waits_for_it(
     stock: Stock, tmp_path: Path
 ) -> None:
@@ -357,6 +367,7 @@ def test_the_next_fit_learns_corrections_and_those_to_the_base_as_base_rows(stoc
 # -- the server as a process ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_server_with_texts_takes_feedback_by_request_and_an_operator_brings_it_in(
     stock: Stock, tmp_path: Path
 ) -> None:
