@@ -223,6 +223,11 @@ def test_evidence_is_three_quarters_of_the_nearest_and_a_quarter_of_the_second_n
     assert found.match.label == "pin"
     assert found.evidence == pytest.approx(0.75 * nearest["pin"][0] + 0.25 * nearest["pin"][1], abs=1e-5)
     assert found.rival == pytest.approx(nearest["oil"][0])
+    assert found.choices == 2
+
+
+def test_a_near_duplicate_counts_as_one_choice_however_many_exemplars_its_label_has() -> None:
+    assert recollect(Memory.build(SOME), CARD.text).choices == 1
 
 
 def test_a_near_duplicate_is_not_outweighed_by_a_label_with_two_likely_ones() -> None:

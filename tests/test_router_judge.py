@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ def recollections(draw: st.DrawFn, similarity: st.SearchStrategy[float] = SHARES
     nearest = draw(similarity)
     evidence = nearest if nearest >= NEAR_DUPLICATE else draw(st.floats(0.75 * nearest, nearest))
     match = Match(draw(LABELS), nearest, "f" * 64, "operator", seen=False)
-    return Recollection(match, evidence, draw(st.none() | SHARES), draw(st.booleans()))
+    choices = 1 if nearest >= NEAR_DUPLICATE else draw(st.integers(1, 10_000))
+    return Recollection(match, evidence, draw(st.none() | SHARES), choices, draw(st.booleans()))
 
 
 SCORES = st.builds(Scores, st.sampled_from(["sql", "oil"]), SHARES, st.floats(-5, 5), st.floats(-5, 5))
@@ -58,7 +60,7 @@ def test_the_classifier_decides_on_a_near_duplicate_of_what_it_was_fitted_on(
     scores: Scores, found: Recollection, rival: float
 ) -> None:
     assume(rival > found.match.similarity)
-    assert weigh(scores, Recollection(found.match, found.evidence, rival, has_seen=True)) == scores
+    assert weigh(scores, replace(found, rival=rival)) == scores
 
 
 @given(SCORES | st.none(), recollections())
@@ -74,23 +76,26 @@ def test_memory_decides_where_it_is_sure_and_else_the_classifiers_scores_hold(
 
 
 @given(SCORES, recollections(), SHARES, SHARES)
-def test_memory_is_surer_with_more_evidence_less_so_with_a_nearer_rival_or_a_surer_classifier(
+def test_memory_is_surer_with_more_evidence_less_so_with_a_nearer_rival_more_choices_or_a_surer_classifier(
     scores: Scores, found: Recollection, one: float, other: float
 ) -> None:
     low, high = sorted((one, other))
+    assume(high - low > 0.01)
+    found = replace(found, match=replace(found.match, label="another"))
 
-    def probability(evidence: float = 0.5, rival: float = 0.5, confidence: float = 0.5) -> float:
-        said = Scores(scores.route, confidence, scores.score, scores.threshold)
-        return probability_of(said, Recollection(found.match, evidence, rival, found.has_seen))
+    def probability(*, confidence: float = 0.5, **changes: float) -> float:
+        return probability_of(replace(scores, confidence=confidence), replace(found, **changes))  # type: ignore[arg-type]  # fields by name
 
-    assert probability(evidence=low) <= probability(evidence=high)
-    assert probability(rival=low) >= probability(rival=high)
-    assert probability(confidence=low) >= probability(confidence=high)
+    assert probability(evidence=low) < probability(evidence=high)
+    assert probability(rival=low) > probability(rival=high)
+    assert probability(choices=1) > probability(choices=2)
+    assert probability(confidence=0.1 + 0.8 * low) > probability(confidence=0.1 + 0.8 * high)
 
 
 def test_where_both_mean_the_same_route_the_classifiers_scores_hold() -> None:
     scores = Scores("sql", 0.6, 2.0, 1.0)
-    assert weigh(scores, Recollection(Match("sql", 0.95, "f" * 64, "operator", False), 0.95, None, True)) == scores
+    match = Match("sql", 0.95, "f" * 64, "operator", seen=False)
+    assert weigh(scores, Recollection(match, 0.95, None, 1, has_seen=True)) == scores
 
 
 # -- the judge ------------------------------------------------------------------------------------------------------

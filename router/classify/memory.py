@@ -46,12 +46,15 @@ class Recollection:
 
     evidence = ¾ · similarity of the label's nearest exemplar + ¼ · of its second nearest; where it has but one, or
     the nearest of all is a near-duplicate, that one's alone. `rival` is the similarity of the nearest exemplar of
-    any other label, `None` where memory holds no other label; `has_seen`: whether memory holds any seen by the fit.
+    any other label, `None` where memory holds no other label. `choices`: how many exemplars speak for the label (1
+    for a near-duplicate, which was not picked for its rank among many). `has_seen`: whether memory holds any exemplar
+    that the fit has seen.
     """
 
     match: Match
     evidence: float
     rival: float | None
+    choices: int
     has_seen: bool
 
 
@@ -120,16 +123,16 @@ class Memory:
         nearest = self._first(speaking)
         if speaking[nearest] <= 0:
             return None
-        evidence = speaking[nearest]
+        evidence, choices = speaking[nearest], 1
         if evidence < NEAR_DUPLICATE:
             of_labels = self._evidence(speaking)
             evidence = of_labels.max()
             nearest = self._first(np.where((of_labels >= evidence - _EQUAL)[self._labels], speaking, -1.0))
+            choices = int(self._speaking[self._labels[nearest]])
         others = similarities[self._labels != self._labels[nearest]]
         rival = round(float(others.max()), 6) if len(others) else None
-        return Recollection(
-            self._match(nearest, similarities), round(float(evidence), 6), rival, bool(self._seen.any())
-        )
+        match, has_seen = self._match(nearest, similarities), bool(self._seen.any())
+        return Recollection(match, round(float(evidence), 6), rival, choices, has_seen)
 
     @cached_property
     def _seen(self) -> Flags:
@@ -143,6 +146,11 @@ class Memory:
     def _labels(self) -> Indices:
         """(rows,) the number of each row's label."""
         return np.unique([entry.label for entry in self.entries], return_inverse=True)[1]
+
+    @cached_property
+    def _speaking(self) -> Indices:
+        """(labels,) how many rows speak for each label."""
+        return np.add.reduceat(~self._seen, self._starts, dtype=np.int64)
 
     @cached_property
     def _starts(self) -> Indices:
