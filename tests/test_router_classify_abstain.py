@@ -103,16 +103,30 @@ def test_without_both_kinds_of_rows_the_default_score_is_taken(negative: bool) -
 def test_too_few_rows_for_the_coverage_are_said_to_be_too_few() -> None:
     """Three in-scope rows cannot show 99 %: the smallest of their energies ln(e^z + e⁰) is taken."""
     logits = np.array([[3.0, 0.0], [2.0, 0.0], [0.0, 4.0]])
-    learned = learn_abstention(Calibration(logits, np.array([0, 0, 1]), None), 0.99)
+    learned = learn_abstention(Calibration(logits, np.array([0, 0, 1]), np.ones(3), None), 0.99)
     scaled = logits[1] / learned.temperature
     assert learned.threshold == pytest.approx(learned.temperature * float(log_sum_exp(scaled)))
     assert not learned.holds
 
 
+def test_a_route_with_rows_enough_has_its_own_threshold_and_the_others_share_one() -> None:
+    """By hand at 90 %: ⌊0.1 · 201⌋ = 20th smallest of the 200 of label 0, ⌊0.1 · 100⌋ = 10th of the rest's 99.
+
+    Margins are 1 … 200 thousandths for label 0 and 1,001 … 1,099 thousandths for label 1; energy rises with them.
+    """
+    many, rest = np.arange(1, 201) / 1000, 1 + np.arange(1, 100) / 1000
+    logits = np.vstack([np.stack([many, 0 * many], axis=1), np.stack([0 * rest, rest], axis=1)])
+    targets = np.array([0] * 200 + [1] * 99)
+    learned = learn_abstention(Calibration(logits, targets, np.ones(299), None), 0.9)
+    scores = decision_scores(learned.score_name, logits, learned.temperature, None)
+    assert learned.own_thresholds == {0: pytest.approx(scores[19])}
+    assert learned.threshold == pytest.approx(scores[200 + 9])
+
+
 def test_negatives_without_a_base_class_do_not_touch_the_temperature() -> None:
     logits, targets = np.array([[3.0, 0.0], [2.0, 0.0], [1.0, 2.0]]), np.array([0, 0, 1])
-    more = Calibration(np.vstack([logits, [[9.0, 0.0]]]), np.append(targets, NEGATIVE), None)
-    alone = learn_abstention(Calibration(logits, targets, None), 0.9)
+    more = Calibration(np.vstack([logits, [[9.0, 0.0]]]), np.append(targets, NEGATIVE), np.ones(4), None)
+    alone = learn_abstention(Calibration(logits, targets, np.ones(3), None), 0.9)
     assert learn_abstention(more, 0.9).temperature == alone.temperature
 
 

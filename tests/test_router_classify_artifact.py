@@ -21,6 +21,7 @@ from adapters.rows import LabelledText, sha256_json
 from router.classify.artifact import FILES, MANIFEST, save_classifier
 from router.classify.classifier import Classifier
 from router.classify.fit import fit_classifier
+from router.classify.head import Head
 from router.classify.loader import load_classifier
 from router.errors import ClassifierInvalid
 from tests.classifier_rows import TALK, Meanings, base_rows, routes_rows
@@ -86,7 +87,9 @@ def test_the_rows_it_was_fitted_on_are_known_after_loading_and_no_text_is_stored
 
 
 def test_loaded_weights_are_mapped_and_cannot_be_written(folder: Path) -> None:
-    assert not load_classifier(folder).head.weights.flags.writeable
+    head = load_classifier(folder).head
+    assert isinstance(head, Head)
+    assert not head.weights.flags.writeable
 
 
 def test_a_folder_holds_the_named_files_alone_and_leaves_nothing_beside_it(folder: Path) -> None:
@@ -209,6 +212,10 @@ def test_a_huge_header_or_shape_is_refused(folder: Path) -> None:
         ("temperature", "1", "temperature"),
         ("threshold", None, "threshold"),
         ("rows", -1, "rows"),
+        ("confidence", {"temperature": 0, "exponent": 1}, "confidence"),
+        ("confidence", {"temperature": 1, "exponent": None}, "confidence"),
+        ("own_thresholds", {"base": 1}, "own_thresholds"),
+        ("own_thresholds", {"sql": "1"}, "own_thresholds"),
         ("encoder", "meanings", "encoder"),
         ("encoder", {**asdict(Meanings.ref), "precision": "int4"}, "encoder"),
         ("encoder", {**asdict(Meanings.ref), "dimension": 0}, "encoder"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from adapters.errors import BadInput
 from adapters.rows import LabelledText
 from router.classify.classifier import MAX_EARLIER_TURNS, Classifier
 from router.classify.fit import fit_classifier
+from router.classify.head import Head
 from router.errors import ClassifierInvalid
 from tests.classifier_rows import TALK, Meanings, base_rows, routes_rows
 
@@ -162,7 +164,22 @@ def test_given_calibration_rows_set_the_threshold_and_are_never_fitted_on(routes
     calibrated = fit_classifier(ROWS, calibration=[*fresh, ROWS[0], row("hey", "unknown-route"), row("hey", "base")])
     assert calibrated.summary["calibration_rows"] == len(fresh)
     assert calibrated.summary["calibration_negatives"] == 1
+    assert isinstance(calibrated.head, Head)
+    assert isinstance(routes_only.head, Head)
     assert (calibrated.head.weights == routes_only.head.weights).all()
+
+
+def test_a_routes_name_counts_as_an_example_of_it() -> None:
+    """No example holds `refund`; without the name it is a word like any other unknown one."""
+    rows = [row("give me back what I paid", "refund-request"), row("open the door please", "door")]
+    named, unnamed = (
+        fit_classifier([replace(r, label=r.label if keep else r.label[::-1]) for r in rows]) for keep in (True, False)
+    )
+    assert named.scores("refund").route == "refund-request"
+    assert named.scores_per_route("refund")["refund-request"] > 0.5
+    assert (
+        unnamed.scores_per_route("refund")["refund-request"[::-1]] < named.scores_per_route("refund")["refund-request"]
+    )
 
 
 @functools.cache
@@ -213,10 +230,10 @@ def test_each_text_is_encoded_once() -> None:
     encoder = Meanings()
     fresh = [r for r in routes_rows(40, seed=9) if r not in ROWS]
     fit_classifier(ROWS + ROWS, encoder=encoder)
-    assert sorted(encoder.texts) == sorted({r.text for r in ROWS})
+    assert sorted(encoder.texts) == sorted([*(r.text for r in ROWS), *IN_SCOPE])  # routes' names too
     encoder.texts.clear()
     fit_classifier(ROWS, calibration=fresh, encoder=encoder)
-    assert sorted(encoder.texts) == sorted(r.text for r in ROWS + fresh)
+    assert sorted(encoder.texts) == sorted([*(r.text for r in ROWS + fresh), *IN_SCOPE])
 
 
 def test_each_turn_is_judged_with_its_own_vector(with_encoder: Classifier) -> None:

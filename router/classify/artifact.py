@@ -101,8 +101,10 @@ def _body(classifier: Classifier, files: Mapping[str, bytes]) -> dict[str, objec
         "encoder": asdict(classifier.encoder) if classifier.encoder else None,
         "unseen_idf": classifier.features.words.unseen_idf,
         "temperature": classifier.temperature,
+        "confidence": asdict(classifier.confidence),
         "score": classifier.score_name,
         "threshold": classifier.threshold,
+        "own_thresholds": dict(classifier.own_thresholds),
         "summary": dict(classifier.summary),
         "files": {
             name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from adapters.rows import LabelledText
 
 from .abstain import (
+    DEFAULT_SCORE,
     Flags,
     ScoreName,
     choose_score,
@@ -21,6 +22,7 @@ from .abstain import (
 )
 from .centroids import PrunedHead
 from .classifier import BASE
+from .confidence import Confidence, fit_confidence, known_share
 from .encoded import EncodedRows
 from .features import Features
 from .head import Head, Labels, Scalars, fit_temperature
@@ -28,6 +30,7 @@ from .head import Head, Labels, Scalars, fit_temperature
 NEGATIVES = frozenset({BASE, "oos"})
 NEGATIVE = -1
 FOLDS = 5
+OWN_THRESHOLD_ROWS = 200  # fewer cannot place a route's own threshold
 MANY_ROWS = 5_000  # from here on one held-out fold is calibration enough, and four further fits are saved
 MANY_LOGITS = 20_000_000  # rows × labels; of more rows a part is judged, for memory's sake
 ENOUGH_ROWS = 1_000  # are judged however many labels there are
@@ -39,11 +42,13 @@ Fit = Callable[[EncodedRows], tuple[Features, Head | PrunedHead]]
 class Calibration:
     """`logits` (rows, labels) of unseen rows; `targets` (rows,): the column of each row's label.
 
-    A negative has the column of the base class, or `NEGATIVE` where none was learned. `rows` are the rows themselves.
+    `known` (rows,) is the share of each text that is known (`confidence`). A negative has the column of the base
+    class, or `NEGATIVE` where none was learned. `rows` are the rows themselves.
     """
 
     logits: Scalars
     targets: Labels
+    known: Scalars
     base: int | None
     rows: tuple[LabelledText, ...] = ()
 
@@ -53,43 +58,70 @@ class Calibration:
         return negative
 
     @property
+    def tops(self) -> Labels:
+        """(rows,) the column of each row's top route, which the base is not."""
+        logits = self.logits
+        if self.base is not None:
+            logits = logits.copy()
+            logits[:, self.base] = -np.inf
+        tops: Labels = logits.argmax(axis=1)
+        return tops
+
+    @property
     def accuracy(self) -> float | None:
         """Share of rows whose label has the largest logit."""
-        known = self.targets != NEGATIVE
-        return float((self.logits.argmax(axis=1) == self.targets)[known].mean()) if known.any() else None
+        labelled = self.targets != NEGATIVE
+        return float((self.logits.argmax(axis=1) == self.targets)[labelled].mean()) if labelled.any() else None
 
 
 @dataclass(frozen=True, slots=True)
 class Abstention:
-    """`threshold` is `None` where there was no row to learn it from.
+    """`threshold` is `None` where there was no row to learn it from; `own_thresholds`: those of routes by column.
 
-    `holds` says whether there were rows enough for the coverage asked for.
+    `temperature` is the scores', `confidence` the probabilities'. `holds` says whether there were rows enough for the
+    coverage asked for.
     """
 
     temperature: float
+    confidence: Confidence
     score_name: ScoreName
     threshold: float | None
+    own_thresholds: Mapping[int, float]
     holds: bool
 
 
-def learn_abstention(rows: Calibration, coverage: float) -> Abstention:
-    """Temperature, score and threshold.
+def learn_abstention(rows: Calibration, coverage: float, default: ScoreName = DEFAULT_SCORE) -> Abstention:
+    """Temperature, score (`default` where there are no negatives to choose with) and thresholds.
 
-    With too few rows for `coverage` the threshold is what separates in-scope rows from negatives best, and
-    without negatives the smallest score of an in-scope row: n rows then promise a coverage of n / (n + 1).
+    A route that is the top one of `OWN_THRESHOLD_ROWS` in-scope rows or more gets a threshold of its own, which holds
+    the coverage among the texts that it is the top route of; the others share one. With too few rows for `coverage`
+    the threshold is what separates in-scope rows from negatives best, and without negatives the smallest score of an
+    in-scope row: n rows then promise a coverage of n / (n + 1).
     """
-    known, negative = rows.targets != NEGATIVE, rows.negative
-    temperature = fit_temperature(rows.logits[known], rows.targets[known])
-    name = choose_score(rows.logits, negative, temperature, rows.base)
+    labelled, negative = rows.targets != NEGATIVE, rows.negative
+    temperature = fit_temperature(rows.logits[labelled], rows.targets[labelled])
+    confidence = fit_confidence(rows.logits[labelled], rows.known[labelled], rows.targets[labelled])
+    name = choose_score(rows.logits, negative, temperature, rows.base, default)
     scores = decision_scores(name, rows.logits, temperature, rows.base)
     in_scope, negatives = scores[~negative], scores[negative]
     if not len(in_scope):
-        return Abstention(temperature, name, threshold=None, holds=False)
-    threshold = conformal_threshold(in_scope, coverage)
+        return Abstention(temperature, confidence, name, threshold=None, own_thresholds={}, holds=False)
+    own = _own_thresholds(rows, scores, coverage)
+    shared = scores[~negative & ~np.isin(rows.tops, list(own))]
+    threshold = conformal_threshold(shared if len(shared) else in_scope, coverage)
     holds = threshold is not None
     if threshold is None:
         threshold = separating_threshold(in_scope, negatives) if len(negatives) else float(in_scope.min())
-    return Abstention(temperature, name, threshold, holds)
+    return Abstention(temperature, confidence, name, threshold, own, holds)
+
+
+def _own_thresholds(rows: Calibration, scores: Scalars, coverage: float) -> dict[int, float]:
+    tops, counts = np.unique(rows.tops[~rows.negative], return_counts=True)
+    found = {
+        int(top): conformal_threshold(scores[~rows.negative & (rows.tops == top)], coverage)
+        for top in tops[counts >= OWN_THRESHOLD_ROWS]
+    }
+    return {top: threshold for top, threshold in found.items() if threshold is not None}
 
 
 def apply(features: Features, head: Head | PrunedHead, rows: EncodedRows) -> Calibration:
@@ -97,13 +129,15 @@ def apply(features: Features, head: Head | PrunedHead, rows: EncodedRows) -> Cal
     columns = {label: at for at, label in enumerate(head.labels)}
     base = columns.get(BASE)
     columns |= dict.fromkeys(NEGATIVES, NEGATIVE if base is None else base)
-    known = _part(rows.where([label in columns for label in rows.labels]), len(head.labels))
-    logits = np.array(
-        [head.logits(features.transform(text), known.vector(at)) for at, text in enumerate(known.texts)],
-        dtype=np.float64,
-    )
-    targets = np.array([columns[label] for label in known.labels], dtype=np.int64)
-    return Calibration(logits.reshape(len(known), len(head.labels)), targets, base, tuple(known.rows))
+    labelled = _part(rows.where([label in columns for label in rows.labels]), len(head.labels))
+    logits = np.zeros((len(labelled), len(head.labels)))
+    known = np.zeros(len(labelled))
+    for at, text in enumerate(labelled.texts):
+        sparse = features.transform(text)
+        logits[at] = head.logits(sparse, labelled.vector(at))
+        known[at] = known_share(sparse)
+    targets = np.array([columns[label] for label in labelled.labels], dtype=np.int64)
+    return Calibration(logits, targets, known, base, tuple(labelled.rows))
 
 
 def hold_out(rows: EncodedRows, fit: Fit, seed: int) -> Calibration:
@@ -116,8 +150,13 @@ def hold_out(rows: EncodedRows, fit: Fit, seed: int) -> Calibration:
     for fold in range(1 if len(rows) >= MANY_ROWS else FOLDS):
         features, head = fit(rows.where([own != fold for own in folds]))
         parts.append(apply(features, head, rows.where([own == fold for own in folds])))
-    logits, targets = (np.concatenate(arrays) for arrays in zip(*((p.logits, p.targets) for p in parts), strict=True))
-    return Calibration(logits, targets, parts[0].base, tuple(row for part in parts for row in part.rows))
+    return Calibration(
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate([part.targets for part in parts]),
+        np.concatenate([part.known for part in parts]),
+        parts[0].base,
+        tuple(row for part in parts for row in part.rows),
+    )
 
 
 def _part(rows: EncodedRows, labels: int) -> EncodedRows:

@@ -15,6 +15,7 @@ from ..errors import ClassifierInvalid
 from ..types import Scores
 from .abstain import NOTHING_KNOWN, ScoreName, decision_scores
 from .centroids import PrunedHead
+from .confidence import Confidence, known_share
 from .encoded import Keys, row_key
 from .encoding import EncoderRef
 from .features import Features, Floats, Sparse
@@ -22,6 +23,7 @@ from .head import Head, Scalars, log_sum_exp
 
 BASE = "base"
 MAX_EARLIER_TURNS = 3
+NOTHING_TO_GO_BY = "no word or letter group of it occurs in any example: the base answers"
 TEXT_RULE = f"last user turn; while it abstains, earlier user turns, at most {MAX_EARLIER_TURNS} back"
 
 
@@ -45,6 +47,8 @@ class Explanation:
 class Classifier:
     """Features, head and abstention under one digest (the artifact's; of the parameters alone before it is saved).
 
+    `temperature` belongs to the score, `confidence` to the probabilities. A top route among `own_thresholds` is held
+    to its own threshold, any other to `threshold`.
     `summary` is what the fit reported: JSON values only, no text of any example. `rows` are the keys of the rows it
     was fitted on. `encoder` says whose vectors the methods need; without it they take none, and where a vector is
     missing or has another length they raise `ClassifierInvalid`.
@@ -53,8 +57,10 @@ class Classifier:
     features: Features
     head: Head | PrunedHead
     temperature: float
+    confidence: Confidence
     score_name: ScoreName
     threshold: float
+    own_thresholds: Mapping[str, float]
     summary: Mapping[str, object]
     rows: Keys
     digest: str
@@ -82,11 +88,14 @@ class Classifier:
         `vector` (dimension,) is the encoder's, where there is one.
         """
         sparse = self.features.transform(text)
-        return self._scores(self._known(sparse, text), self._logits(sparse, vector))
+        return self._scores(self._logits(sparse, vector), known_share(sparse), silent=self._silent(sparse, text))
 
-    def scores_of(self, logits: Scalars) -> Scores:
-        """What is made of `logits` (labels,), whoever computed them: the weights of another fit, for one."""
-        return self._scores(True, logits)
+    def scores_of(self, logits: Scalars, known: float) -> Scores:
+        """What is made of `logits` (labels,) of a text of which the share `known` is known (`confidence`).
+
+        Whoever computed them: the weights of another fit, for one.
+        """
+        return self._scores(logits, known)
 
     def decide_text(self, turns: Sequence[str], vectors: Floats | None = None) -> Scores:
         """`text_rule` on user turns, newest first: the first that does not abstain, else the newest one's scores.
@@ -100,24 +109,28 @@ class Classifier:
             if not scores.abstains:
                 return scores
             newest = newest or scores
-        return newest or self._scores(False, np.zeros(len(self.head.labels)))
+        return newest or self._scores(np.zeros(len(self.head.labels)), 1.0, silent=True)
 
     def scores_per_route(self, text: str, vector: Floats | None = None) -> dict[str, float]:
         """Calibrated probability of each label (`base` too where it was learned), largest first."""
-        return self._probabilities(self._logits(self.features.transform(text), vector))
+        sparse = self.features.transform(text)
+        return self._probabilities(self._logits(sparse, vector), known_share(sparse))
 
     def explain(self, text: str, vector: Floats | None = None, most: int = 10) -> Explanation:
         """`scores` with the reasons behind them."""
         sparse = self.features.transform(text)
         logits = self._logits(sparse, vector)
-        known = self._known(sparse, text)
-        scores = self._scores(known, logits)
+        silent = self._silent(sparse, text)
+        scores = self._scores(logits, known_share(sparse), silent=silent)
         column = self.head.labels.index(scores.route)
         gains = self._gains(sparse, column)
         terms = sorted(gains.items(), key=lambda item: (-item[1], item[0]))[:most]
-        reason = _reason(scores, known, self.score_name)
         return Explanation(
-            scores, reason, self._probabilities(logits), tuple(terms), self._encoder_gain(vector, column)
+            scores,
+            NOTHING_TO_GO_BY if silent else _reason(scores, self.score_name),
+            self._probabilities(logits, known_share(sparse)),
+            tuple(terms),
+            self._encoder_gain(vector, column),
         )
 
     def _logits(self, sparse: Sparse, vector: Floats | None) -> Scalars:
@@ -131,9 +144,9 @@ class Classifier:
             )
         return self.head.logits(sparse, vector)
 
-    def _known(self, sparse: Sparse, text: str) -> bool:
-        """Whether there is anything in `text` to judge it by."""
-        return bool(len(sparse.indices)) or (self.encoder is not None and bool(text.strip()))
+    def _silent(self, sparse: Sparse, text: str) -> bool:
+        """Whether there is nothing in `text` to judge it by."""
+        return not len(sparse.indices) and (self.encoder is None or not text.strip())
 
     def _encoder_gain(self, vector: Floats | None, column: int) -> float | None:
         if vector is None:
@@ -151,25 +164,24 @@ class Classifier:
             gains[names[index]] = gains.get(names[index], 0.0) + float(gain)
         return {term: gain for term, gain in gains.items() if gain > 0}
 
-    def _scores(self, known: bool, logits: Scalars) -> Scores:
+    def _scores(self, logits: Scalars, known: float, *, silent: bool = False) -> Scores:
         base = self.base_column
         reachable = logits if base is None else np.delete(logits, base)
         at = int(reachable.argmax())
-        confidence = float(np.exp(reachable[at] / self.temperature - log_sum_exp(logits / self.temperature)))
-        score = NOTHING_KNOWN
-        if known:
-            score = float(decision_scores(self.score_name, logits, self.temperature, base))
-        return Scores(self.routes[at], confidence, score, self.threshold)
+        scaled = self.confidence.scaled(logits, known)
+        top = scaled[at if base is None or at < base else at + 1]
+        score = NOTHING_KNOWN if silent else float(decision_scores(self.score_name, logits, self.temperature, base))
+        route = self.routes[at]
+        threshold = self.own_thresholds.get(route, self.threshold)
+        return Scores(route, float(np.exp(top - log_sum_exp(scaled))), score, threshold)
 
-    def _probabilities(self, logits: Scalars) -> dict[str, float]:
-        scaled = logits / self.temperature
+    def _probabilities(self, logits: Scalars, known: float) -> dict[str, float]:
+        scaled = self.confidence.scaled(logits, known)
         shares = np.exp(scaled - log_sum_exp(scaled))
         return {self.head.labels[at]: float(shares[at]) for at in np.argsort(-shares, kind="stable")}
 
 
-def _reason(scores: Scores, known: bool, score_name: ScoreName) -> str:
-    if not known:
-        return "no word or letter group of it occurs in any example: the base answers"
+def _reason(scores: Scores, score_name: ScoreName) -> str:
     relation = "is under" if scores.abstains else "reaches"
     outcome = "the base answers" if scores.abstains else f"{scores.route} answers"
     return f"{score_name} {scores.score:.4g} of route {scores.route} {relation} {scores.threshold:.4g}: {outcome}"

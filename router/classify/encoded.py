@@ -53,6 +53,14 @@ def encode_rows(rows: Sequence[LabelledText], encoder: Encoder | None) -> Encode
     return EncodedRows(rows, vectors.reshape(len(rows), encoder.ref.dimension))
 
 
+def joined(first: EncodedRows, second: EncodedRows) -> EncodedRows:
+    """The rows of both."""
+    rows = [*first.rows, *second.rows]
+    if first.vectors is None or second.vectors is None:
+        return EncodedRows(rows)
+    return EncodedRows(rows, np.concatenate([first.vectors, second.vectors]))
+
+
 def row_key(label: str, text: str) -> int:
     """The first 64 bits of sha256(label, NUL, text): says whether a row is among others without keeping its text."""
     digest = hashlib.sha256(f"{label}\0{text}".encode(errors="surrogatepass")).digest()

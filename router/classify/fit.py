@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +19,7 @@ from .artifact import digest_of
 from .calibration import NEGATIVES, Abstention, Calibration, apply, hold_out, learn_abstention, row_digest
 from .centroids import PrunedHead, fit_centroids
 from .classifier import BASE, Classifier
-from .encoded import EncodedRows, encode_rows, row_keys
+from .encoded import EncodedRows, encode_rows, joined, row_keys
 from .encoding import Encoder
 from .features import Features, Floats, fit_features
 from .head import Head, fit_head, stack
@@ -46,7 +47,8 @@ class Fitted:
     @property
     def held_out(self) -> list[tuple[LabelledText, Scores]]:
         """Each calibration row with what is said of it by weights that never saw it."""
-        scores = [self.classifier.scores_of(logits) for logits in self.judged.logits]
+        pairs = zip(self.judged.logits, self.judged.known.tolist(), strict=True)
+        scores = [self.classifier.scores_of(logits, known) for logits, known in pairs]
         return list(zip(self.judged.rows, scores, strict=True))
 
 
@@ -74,7 +76,7 @@ def fit_and_judge(
     encoder: Encoder | None = None,
     head: HeadName = "auto",
 ) -> Fitted:
-    """Fit on `rows`; `base` and `oos` rows become the base class.
+    """Fit on `rows`; `base` and `oos` rows become the base class. A route's name counts as one example of it.
 
     `head`: a regression, the cheaper centroids, or `auto`: centroids for more than `MANY_LABELS` labels.
 
@@ -87,7 +89,8 @@ def fit_and_judge(
     distinct = distinct_rows(rows, coverage)
     encoded = encode_rows(distinct, encoder)
     cheaper = head == "centroids" or (head == "auto" and len({row.label for row in distinct}) > MANY_LABELS)
-    fit = partial(_fit, fit_weights=fit_centroids if cheaper else fit_head)
+    names = encode_rows(_names(distinct), encoder)
+    fit = partial(_fit, names=names, fit_weights=fit_centroids if cheaper else fit_head)
     features, weights = fit(encoded)
     if calibration:
         fitted_on = {row.text for row in distinct}
@@ -102,8 +105,10 @@ def fit_and_judge(
         features,
         weights,
         learned.temperature,
+        learned.confidence,
         learned.score_name,
         learned.threshold or 0.0,
+        {weights.labels[at]: threshold for at, threshold in learned.own_thresholds.items()},
         summary,
         row_keys(distinct),
         digest="",
@@ -135,11 +140,18 @@ def distinct_rows(rows: Sequence[LabelledText], coverage: float) -> list[Labelle
     return [LabelledText(text, label) for label, text in sorted(pairs)]
 
 
-def _fit(rows: EncodedRows, fit_weights: FitWeights) -> tuple[Features, Head | PrunedHead]:
+def _names(rows: Sequence[LabelledText]) -> list[LabelledText]:
+    """The words of each route's name as an example of it, where there are routes to tell apart."""
+    routes = sorted({row.label for row in rows} - {BASE})
+    return [LabelledText(re.sub(r"[\W_]+", " ", route), route) for route in routes] if len(routes) > 1 else []
+
+
+def _fit(rows: EncodedRows, names: EncodedRows, fit_weights: FitWeights) -> tuple[Features, Head | PrunedHead]:
     counts = Counter(rows.labels)
-    features = fit_features(rows.texts, [counts[label] < FEW_EXAMPLES for label in rows.labels])
-    matrix = stack([features.transform(text) for text in rows.texts], features.size)
-    return features, fit_weights(matrix, rows.vectors, rows.labels)
+    every = joined(rows, names)
+    features = fit_features(every.texts, [counts[label] < FEW_EXAMPLES for label in every.labels])
+    matrix = stack([features.transform(text) for text in every.texts], features.size)
+    return features, fit_weights(matrix, every.vectors, every.labels)
 
 
 def _summary(rows: Sequence[LabelledText], judged: Calibration, learned: Abstention) -> dict[str, object]:
@@ -153,8 +165,10 @@ def _summary(rows: Sequence[LabelledText], judged: Calibration, learned: Abstent
         "calibration_negatives": int(judged.negative.sum()),
         "held_out_accuracy": judged.accuracy,
         "temperature": learned.temperature,
+        "confidence": asdict(learned.confidence),
         "score": learned.score_name,
         "threshold": learned.threshold,
+        "own_thresholds": len(learned.own_thresholds),
         "coverage_holds": learned.holds,
     }
 

@@ -3,7 +3,9 @@
 logits = x · W + v · D with x (features,) and W (features, labels), v (dimension,) of length 1 and D (dimension,
 labels), which has no rows without an encoder; probabilities = softmax(logits / T). There is no intercept, so that
 a text without a known term gets equal logits and speaks for no label.
-Both are fitted as one regression over [x, α v], α being `ENCODER_SCALE`; D holds α times its weights.
+Both are fitted as one regression over [x, α v], α being `ENCODER_SCALE`; D holds α times its weights. Without an
+encoder the weights of linear support vector machines, one per label against all others with squared hinge loss, are
+added to those of the regression: one matrix still, and fewer errors (on CLINC150 val 6.6 % instead of 6.9 %).
 With a single label there is nothing to tell apart: W is then the unit mean of its examples and the logit is
 the similarity of a text to it.
 """
@@ -23,11 +25,15 @@ from .features import Floats, Indices, Sparse
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
 
 Scalars = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
 INVERSE_REGULARISATION = 30.0  # C; chosen on CLINC150 val and the suite's router_dev among 0.1 … 100
+HINGE_INVERSE_REGULARISATION = 1.0  # C of the support vector machines; among 0.1 … 10
+HINGE_WEIGHT = 1.0  # among 0 … 10; with more, energy finds texts of no route less well
 TOLERANCE = 1e-5  # the default of scikit-learn stops 1.5 points of accuracy too early with 150 labels
 MAX_ITERATIONS = 2_000
 ENCODER_SCALE = 2.0  # α
@@ -43,7 +49,7 @@ class Head:
 
     def logits(self, sparse: Sparse, vector: Floats | None = None) -> Scalars:
         """(labels,); `vector` (dimension,) is the encoder's, where there is one."""
-        logits: Scalars = (sparse.values @ self.weights[sparse.indices]).astype(np.float64)
+        logits: Scalars = (sparse.values @ self.weights.take(sparse.indices, axis=0)).astype(np.float64)
         return logits if vector is None else logits + vector @ self.dense
 
     def weights_of(self, indices: Indices) -> Floats:
@@ -78,7 +84,12 @@ def fit_head(sparse: csr_matrix, vectors: Floats | None, labels: Sequence[str]) 
 
     matrix = sparse if vectors is None else hstack([sparse, csr_matrix(ENCODER_SCALE * vectors)], format="csr")
     names = tuple(sorted(set(labels)))
-    weights = _mean(matrix) if len(names) == 1 else _regress(matrix, labels)
+    if len(names) == 1:
+        weights = _mean(matrix)
+    elif vectors is None:
+        weights = _regress(matrix, labels) + np.float32(HINGE_WEIGHT) * _separate(matrix, labels)
+    else:
+        weights = _regress(matrix, labels)
     size = sparse.shape[1]
     return Head(names, weights[:size], np.float32(ENCODER_SCALE) * weights[size:])
 
@@ -91,18 +102,35 @@ def _mean(matrix: csr_matrix) -> Floats:
 
 def _regress(matrix: csr_matrix, labels: Sequence[str]) -> Floats:
     """(features, labels)"""
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
     model = LogisticRegression(C=INVERSE_REGULARISATION, fit_intercept=False, tol=TOLERANCE, max_iter=MAX_ITERATIONS)
+    return _weights(model, matrix, labels)
+
+
+def _separate(matrix: csr_matrix, labels: Sequence[str]) -> Floats:
+    """(features, labels)"""
+    from sklearn.svm import LinearSVC
+
+    model = LinearSVC(
+        C=HINGE_INVERSE_REGULARISATION, fit_intercept=False, tol=1e-3, max_iter=MAX_ITERATIONS, random_state=0
+    )
+    return _weights(model, matrix, labels)
+
+
+def _weights(model: LogisticRegression | LinearSVC, matrix: csr_matrix, labels: Sequence[str]) -> Floats:
+    """(features, labels) of `model` once fitted."""
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
+
     # One thread: the order of summation, and so the digest, must not depend on the machine's load.
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("error", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # few-shot is no mistake
         try:
             model.fit(matrix, np.asarray(labels))
         except ConvergenceWarning as error:
-            raise ClassifierInvalid(f"logistic regression did not converge in {MAX_ITERATIONS} steps") from error
+            raise ClassifierInvalid(f"{type(model).__name__} did not converge in {MAX_ITERATIONS} steps") from error
     weights = model.coef_.T
     if weights.shape[1] == 1:  # scikit-learn keeps the log-odds of the second label alone
         weights = np.hstack([-weights / 2, weights / 2])

@@ -22,6 +22,7 @@ from .abstain import SCORE_NAMES, ScoreName
 from .artifact import FILES, MANIFEST, PRUNED_FILES, SCHEMA
 from .centroids import PrunedHead
 from .classifier import BASE, TEXT_RULE, Classifier
+from .confidence import Confidence
 from .encoding import EncoderRef, Precision
 from .features import Floats, build_features
 from .head import Head
@@ -63,8 +64,10 @@ def load_classifier(folder: Path, *, digest: str | None = None) -> Classifier:
         features,
         weights(dense),
         manifest.temperature,
+        manifest.confidence,
         manifest.score,
         manifest.threshold,
+        manifest.own_thresholds,
         manifest.summary,
         rows,
         manifest.digest,
@@ -110,6 +113,8 @@ class _Manifest:
         self.encoder = self._encoder()
         self.unseen_idf = self._number("unseen_idf")
         self.temperature = self._number("temperature")
+        self.confidence = self._confidence()
+        self.own_thresholds = self._own_thresholds()
         self.threshold = self._number("threshold")
         self.score = self._score()
         self.summary = self._mapping("summary")
@@ -131,11 +136,11 @@ class _Manifest:
         return labels
 
     def _number(self, key: str) -> float:
-        found = self._value.get(key)
-        if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
-            self.problems.append(f"{key} is {found!r:.40}, expected a finite number")
+        found = number(self._value.get(key))
+        if found is None:
+            self.problems.append(f"{key} is {self._value.get(key)!r:.40}, expected a finite number")
             return 1.0
-        return float(found)
+        return found
 
     def _count(self, key: str) -> int:
         found = self._value.get(key)
@@ -143,6 +148,20 @@ class _Manifest:
             self.problems.append(f"{key} is {found!r:.40}, expected a positive whole number")
             return 1
         return found
+
+    def _confidence(self) -> Confidence:
+        found = self._mapping("confidence")
+        values = [number(found.get(key)) for key in ("temperature", "exponent")]
+        if values[0] is None or values[1] is None or values[0] <= 0 or values[1] < 0:
+            self.problems.append(f"confidence is {found!r:.200}, expected temperature over 0 and exponent from 0")
+            return Confidence(1.0, 0.0)
+        return Confidence(values[0], values[1])
+
+    def _own_thresholds(self) -> dict[str, float]:
+        found = {route: number(value) for route, value in self._mapping("own_thresholds").items()}
+        if not set(found) <= set(self.labels) - {BASE} or None in found.values():
+            self.problems.append("own_thresholds are not finite numbers by route")
+        return {route: value for route, value in found.items() if value is not None}
 
     def _score(self) -> ScoreName:
         for name in SCORE_NAMES:
@@ -181,6 +200,13 @@ class _Manifest:
                 self.problems.append(f"files: {name} lacks bytes or sha256")
             files[name] = (size if isinstance(size, int) else 0, str(sha256))
         return files
+
+
+def number(found: object) -> float | None:
+    """`found` where it is a finite number."""
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        return None
+    return float(found)
 
 
 def _encoder_ref(found: Mapping[str, object]) -> EncoderRef:

@@ -22,7 +22,7 @@ Tune = Callable[[Sequence[LabelledText]], Encoder]
 HELD_OUT = 10  # one row in so many, at least one of each label that has two
 LEARNED = (
     *("calibration_rows", "calibration_negatives", "held_out_accuracy"),
-    *("temperature", "score", "threshold", "coverage_holds"),
+    *("temperature", "confidence", "score", "threshold", "own_thresholds", "coverage_holds"),
 )
 
 
@@ -53,8 +53,10 @@ def fit_tuned(
     classifier = replace(
         whole,
         temperature=learned.temperature,
+        confidence=learned.confidence,
         score_name=learned.score_name,
         threshold=learned.threshold,
+        own_thresholds=learned.own_thresholds,
         summary={**whole.summary, **{key: learned.summary[key] for key in LEARNED}},
     )
     return Fitted(replace(classifier, digest=digest_of(classifier)), judged.judged)
