@@ -110,5 +110,5 @@ class CorrectionsMachine(RuleBasedStateMachine):
         assert fold_routes(self.registry.events()) == {one.name: one for one in self.registry.routes()}
 
 
-CorrectionsMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+CorrectionsMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
 TestCorrectionsMachine = CorrectionsMachine.TestCase
