@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.classify.evaluate import evaluate_scores, expected_calibration_error
+from router.classify.evaluate import evaluate, evaluate_scores, expected_calibration_error
+from router.classify.fit import fit_classifier
 from router.types import Scores
+from tests.classifier_rows import Meanings, base_rows, routes_rows
 
 # (label, top route, confidence, score); threshold 0.5
 BY_HAND = [
@@ -77,6 +79,15 @@ def test_confidences_that_are_frequencies_have_little_calibration_error() -> Non
     confidence = rng.uniform(size=50_000)
     right = rng.uniform(size=50_000) < confidence
     assert (expected_calibration_error(confidence, right) or 1) < 0.01
+
+
+def test_rows_with_vectors_are_judged_with_their_own() -> None:
+    rows = routes_rows(6) + base_rows()
+    encoder = Meanings()
+    classifier = fit_classifier(rows, encoder=encoder)
+    vectors = encoder.encode([row.text for row in rows])
+    found = [classifier.scores(row.text, vector) for row, vector in zip(rows, vectors, strict=True)]
+    assert evaluate(classifier, rows, vectors) == evaluate_scores(found, [row.label for row in rows])
 
 
 LABELS = st.sampled_from(["a", "b", "base", "oos"])

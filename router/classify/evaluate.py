@@ -14,6 +14,7 @@ from ..types import Scores
 from .abstain import Flags
 from .calibration import NEGATIVES
 from .classifier import Classifier
+from .features import Floats
 from .head import Scalars
 
 ECE_BINS = 15
@@ -45,9 +46,11 @@ class Evaluation:
     n: int
 
 
-def evaluate(classifier: Classifier, rows: Sequence[LabelledText]) -> Evaluation:
-    """`evaluate_scores` of what `classifier` says of each row's text."""
-    return evaluate_scores([classifier.scores(row.text) for row in rows], [row.label for row in rows])
+def evaluate(classifier: Classifier, rows: Sequence[LabelledText], vectors: Floats | None = None) -> Evaluation:
+    """`evaluate_scores` of what `classifier` says of each row's text; `vectors` (rows, dimension) of its encoder."""
+    each = [None] * len(rows) if vectors is None else vectors
+    found = [classifier.scores(row.text, vector) for row, vector in zip(rows, each, strict=True)]
+    return evaluate_scores(found, [row.label for row in rows])
 
 
 def evaluate_scores(found: Sequence[Scores], labels: Sequence[str]) -> Evaluation:
