@@ -31,10 +31,11 @@ LoadClassifier = Callable[[Path, str], Classifier]
 FindEncoder = Callable[[EncoderRef | None], Encoder | None]
 
 
-def no_encoder(ref: EncoderRef | None) -> None:
+def no_encoder(ref: EncoderRef | None) -> Encoder | None:
     """The `FindEncoder` of a gateway that was given none. Raises `EncoderUnavailable` where one is needed."""
     if ref is not None:
         raise EncoderUnavailable(f"the classifier was fitted with the encoder {ref.name}, and no encoder is given")
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ class Judging:
     # -- off the event loop ---------------------------------------------------------------------------------------
 
     def _build(self, wanted: str | None, before: Judge, encoder: Encoder | None) -> _Built:
-        """Where the classifier cannot be read, the memory beside the one before."""
+        """Where the wanted classifier cannot be used, the memory beside the one before; else the memory beside it."""
         classifier, problem = before.classifier, None
         try:
             if wanted != before.classifier_digest:
@@ -151,7 +152,9 @@ class Judging:
             encoder = self._encoder_for(classifier, encoder)
         except Exception as error:  # as in `_follow`
             log.exception("classifier %s could not be brought in", str(wanted)[:16])
-            classifier, problem = before.classifier, _reason("the classifier", error)
+            problem = _reason("the classifier", error)
+            if classifier is not None and classifier.encoder is not None:
+                classifier = before.classifier
         memory = Memory.build(
             exemplars_of(self._journal).rows,
             is_seen=classifier.has_row if classifier else lambda _label, _text: False,

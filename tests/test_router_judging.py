@@ -12,18 +12,24 @@ from typing import Any
 import pytest
 
 import router.judging
-from adapters.classifiers import promote_classifier
+from adapters.classifiers import promote_classifier, publish_classifier
 from adapters.corrections import correct
 from adapters.examples import add_examples
 from adapters.exemplars import exemplars_of
 from adapters.forget import forget_texts
 from adapters.home import Home
 from adapters.rows import text_digest
+from router.classify.artifact import save_classifier
 from router.classify.classifier import Classifier
+from router.classify.encoding import Encoder, EncoderRef
+from router.classify.fit import fit_classifier
 from router.classify.loader import load_classifier
 from router.classify.memory import Memory
 from router.decision_log import DecisionLog
+from router.errors import EncoderUnavailable
+from router.judging import no_encoder
 from router.types import Decision
+from tests.classifier_rows import Meanings, routes_rows
 from tests.gateway_parts import Gateway, Stock, classifier_versions, client_request, make_stock, running
 
 OIL = "how often should i change the oil of my car"
@@ -180,6 +186,51 @@ def test_exemplars_are_followed_also_while_the_wanted_classifier_cannot_be_read(
         assert gateway.catalog.classifier_problem is not None
 
     with_gateway(home, stock, scenario)
+
+
+def test_a_classifier_whose_encoder_is_missing_replaces_nothing_until_the_encoder_is_there(
+    home: Home, stock: Stock, tmp_path: Path
+) -> None:
+    given: list[Encoder] = []
+
+    def find(ref: EncoderRef | None) -> Encoder | None:
+        return given[0] if given else no_encoder(ref)
+
+    async def scenario(gateway: Gateway) -> None:
+        add_examples(gateway.registry, "oil", [OIL], source="operator")
+        fitted = fit_classifier(routes_rows(10), encoder=Meanings())
+        save_classifier(fitted, tmp_path / "encoded")
+        version = publish_classifier(
+            gateway.registry, gateway.store, tmp_path / "encoded", digest=fitted.digest, summary=fitted.summary
+        )
+        promote_classifier(gateway.registry, version.number)
+        await gateway.until(lambda: "encoder" in str(gateway.catalog.classifier_problem), "the problem")
+        assert (await asked(gateway, OIL)).route == "oil"
+        given.append(Meanings())
+        await gateway.until(lambda: gateway.catalog.classifier is not None, "the classifier")
+        assert gateway.catalog.classifier_problem is None
+        assert (await asked(gateway, TABLE)).route == "sql"
+        assert set(gateway.catalog.judge.memory.vectors) == set(gateway.catalog.judge.memory.terms) != set()
+
+    async def run() -> None:
+        async with running(home, stock.base, live=[("sql", 1), ("oil", 1)], find_encoder=find) as gateway:
+            await scenario(gateway)
+
+    asyncio.run(run())
+
+
+def test_an_encoder_that_only_memory_would_use_keeps_no_classifier_out(home: Home, stock: Stock) -> None:
+    def broken(ref: EncoderRef | None) -> Encoder | None:
+        raise EncoderUnavailable("it cannot be exported")
+
+    async def run() -> None:
+        async with running(home, stock.base, live=[("sql", 1)], find_encoder=broken) as gateway:
+            promote_classifier(gateway.registry, 1)
+            await gateway.until(lambda: gateway.catalog.classifier is not None, "the classifier")
+            assert gateway.catalog.classifier_problem == "it cannot be exported"
+            assert (await asked(gateway, TABLE)).route == "sql"
+
+    asyncio.run(run())
 
 
 def test_the_old_judge_answers_while_a_new_one_is_built_and_changes_meanwhile_share_the_next_build(
