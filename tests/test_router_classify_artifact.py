@@ -210,6 +210,8 @@ def test_a_huge_header_or_shape_is_refused(folder: Path) -> None:
         ("labels", ["../sql", "base"], "labels"),
         ("temperature", 0, "temperature"),
         ("temperature", "1", "temperature"),
+        ("temperature", 1e-300, "temperature"),
+        ("threshold", 10**400, "threshold"),
         ("threshold", None, "threshold"),
         ("rows", -1, "rows"),
         ("confidence", {"temperature": 0, "exponent": 1}, "confidence"),
