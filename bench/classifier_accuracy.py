@@ -4,7 +4,8 @@
 
 Needs the data folder (`../shared/data` or $BRANCHLINE_DATA). SCIENCE.md §8 says who sees which rows; `dev` prints, and
 `test` is looked at once. "Top route" is the accuracy before abstention; "final decision" counts an abstained row as a
-miss. A draw of k rows a label sees those rows and nothing else: its abstention is learned out of fold.
+miss. A draw of k rows a label sees those rows and nothing else: its abstention is learned out of fold. `--general N`
+gives fits without any negative made prompts that belong to no route (`router.classify.general`).
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ def main() -> None:
     """Measure Branchline's classifier with or without an encoder."""
     parser = parser_of(__doc__)
     add_plan(parser)
+    parser.add_argument("--general", type=int, default=0, metavar="N", help="N made general prompts as base rows")
     arguments = parser.parse_args()
-    arm = Ours(encoder_of(arguments))
+    arm = Ours(encoder_of(arguments), arguments.general)
     title = f"The classifier's accuracy, {'with encoder' if arguments.encoder else 'sparse only'}"
     publish(f"classifier_accuracy_{arm.name}", title, table(arm, plan_of(arguments)), arguments)
 

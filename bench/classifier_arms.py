@@ -13,6 +13,7 @@ from router.classify.classifier import Classifier
 from router.classify.encoding import Encoder, EncoderRef
 from router.classify.features import Floats
 from router.classify.fit import fit_classifier
+from router.classify.general import unclaimed_prompts
 
 from .classifier_data import NEGATIVES, Rows
 from .classifier_measures import Said
@@ -50,17 +51,18 @@ class Remembered:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """Branchline's classifier; `base_rows` are fitted on too, as texts of no route, whatever the data set."""
+    """Branchline's classifier. `general`: so many made general prompts are base rows where `fitted` holds no negative."""
 
     encoder: Remembered | None = None
-    base_rows: Rows = ()
+    general: int = 0
 
     @property
     def name(self) -> str:
         return "encoder" if self.encoder else "sparse"
 
     def judge(self, fitted: Rows, calibration: Rows, judged: Rows, coverage: float) -> list[Said]:
-        rows = [*fitted, *self.base_rows]
+        made = unclaimed_prompts(fitted, self.general) if self.general else []
+        rows = [*fitted, *(LabelledText(text, "base") for text in made)]
         classifier = fit_classifier(rows, coverage=coverage, calibration=calibration, encoder=self.encoder)
         return say(classifier, judged, self.encoder)
 
