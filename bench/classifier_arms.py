@@ -51,7 +51,7 @@ class Remembered:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """Branchline's classifier. `general`: so many made general prompts are base rows where `fitted` holds no negative."""
+    """Branchline's classifier. `general`: so many made prompts are base rows where those to fit on hold no negative."""
 
     encoder: Remembered | None = None
     general: int = 0
