@@ -12,7 +12,6 @@ import numpy as np
 from adapters.rows import LabelledText
 
 from .abstain import (
-    DEFAULT_SCORE,
     Flags,
     ScoreName,
     choose_score,
@@ -30,6 +29,7 @@ from .head import Head, Labels, Scalars, fit_temperature
 NEGATIVES = frozenset({BASE, "oos"})
 NEGATIVE = -1
 FOLDS = 5
+UNLEARNED = 0.05  # a score's temperature without rows: the energy is then the top logit, whatever the logits' scale
 OWN_THRESHOLD_ROWS = 200  # fewer cannot place a route's own threshold
 MANY_ROWS = 5_000  # from here on one held-out fold is calibration enough, and four further fits are saved
 MANY_LOGITS = 20_000_000  # rows × labels; of more rows a part is judged, for memory's sake
@@ -90,8 +90,8 @@ class Abstention:
     holds: bool
 
 
-def learn_abstention(rows: Calibration, coverage: float, default: ScoreName = DEFAULT_SCORE) -> Abstention:
-    """Temperature, score (`default` where there are no negatives to choose with) and thresholds.
+def learn_abstention(rows: Calibration, coverage: float) -> Abstention:
+    """Temperature, score and thresholds.
 
     A route that is the top one of `OWN_THRESHOLD_ROWS` in-scope rows or more gets a threshold of its own, which holds
     the coverage among the texts that it is the top route of; the others share one. With too few rows for `coverage`
@@ -99,9 +99,9 @@ def learn_abstention(rows: Calibration, coverage: float, default: ScoreName = DE
     in-scope row: n rows then promise a coverage of n / (n + 1).
     """
     labelled, negative = rows.targets != NEGATIVE, rows.negative
-    temperature = fit_temperature(rows.logits[labelled], rows.targets[labelled])
+    temperature = fit_temperature(rows.logits[labelled], rows.targets[labelled]) if labelled.any() else UNLEARNED
     confidence = fit_confidence(rows.logits[labelled], rows.known[labelled], rows.targets[labelled])
-    name = choose_score(rows.logits, negative, temperature, rows.base, default)
+    name = choose_score(rows.logits, negative, temperature, rows.base)
     scores = decision_scores(name, rows.logits, temperature, rows.base)
     in_scope, negatives = scores[~negative], scores[negative]
     if not len(in_scope):
