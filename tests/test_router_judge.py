@@ -139,7 +139,9 @@ def test_a_route_that_the_classifier_does_not_know_is_reached_by_its_only_exampl
 def test_a_correction_to_the_base_acts_at_once_and_ends_the_search_of_earlier_turns(fitted: Classifier) -> None:
     assert not fitted.scores(TABLE).abstains
     judge = judge_of(fitted, Exemplar("base", TABLE, "correction:operator"))
-    found = decide(judge, TABLE, "select the price of orders where year is over 12")
+    earlier = "please book a table for 4 people friday at 8"
+    assert not fitted.scores(earlier).abstains
+    found = decide(judge, TABLE, earlier)
     assert found is not None
     assert (found.abstains, found.exemplar) == (True, text_digest(TABLE))
 
