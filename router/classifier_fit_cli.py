@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--examples", type=PATH, help='Rows {"text", "label"} [default: the examples of the registry\'s routes].')
 @click.option("--base-examples", type=PATH, help='Rows {"text"} that no route should take.')
+@click.option(
+    "--general-prompts/--no-general-prompts",
+    default=True,
+    show_default=True,
+    help="Without base examples, learn what is no route's from prompts that come with Branchline.",
+)
 @click.option("--calibrate-on", type=PATH, help='Rows {"text", "label"} to calibrate on [default: held-out rows].')
 @click.option("--coverage", default=0.99, show_default=True, help="Share of in-scope texts to keep.")
 @encoder_option
@@ -52,6 +58,7 @@ def fit(
     home: Home,
     examples: Path | None,
     base_examples: Path | None,
+    general_prompts: bool,
     calibrate_on: Path | None,
     coverage: float,
     encoder: str | None,
@@ -71,7 +78,7 @@ def fit(
         raise click.UsageError("--force needs a reason, and --promote")
     if (finetune or student) and not encoder:
         raise click.UsageError("--finetune and --student need --encoder, which they start from")
-    chosen = Chosen(encoder, precision, finetune, student, coverage, head)
+    chosen = Chosen(encoder, precision, finetune, student, coverage, head, general_prompts)
     rows = read_labelled(examples) if examples else registry_rows(open_home(home)[0])
     rows += [LabelledText(text, BASE) for text in (read_texts(base_examples) if base_examples else [])]
     calibration = read_labelled(calibrate_on) if calibrate_on else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,25 +29,31 @@ class Chosen:
     student: int | None
     coverage: float
     head: HeadName
+    general_prompts: bool
 
 
 def fit_rows(home: Home, rows: Sequence[LabelledText], calibration: Sequence[LabelledText], chosen: Chosen) -> Fitted:
     """Open the encoder, or train a copy of it on the rows, and fit. Raises `BadInput` and `EncoderUnavailable`."""
     from .classify.encoder.opening import encoder_cache, open_encoder, open_layout
     from .classify.fit import fit_and_judge
+    from .classify.general import unclaimed_prompts
     from .classify.tuned_fit import fit_tuned
 
     cache = encoder_cache(home)
+    general = unclaimed_prompts(rows) if chosen.general_prompts else []
+    fit = partial(
+        fit_and_judge, rows, coverage=chosen.coverage, calibration=calibration, head=chosen.head, general=general
+    )
     if chosen.encoder is None:
-        return fit_and_judge(rows, coverage=chosen.coverage, calibration=calibration, head=chosen.head)
+        return fit()
     if not chosen.finetune and not chosen.student:
         opened = open_encoder(chosen.encoder, precision=chosen.precision, cache=cache)
-        return fit_and_judge(rows, coverage=chosen.coverage, calibration=calibration, encoder=opened, head=chosen.head)
+        return fit(encoder=opened)
 
     def tune(rows: Sequence[LabelledText]) -> Encoder:
         return open_layout(_trained(rows, chosen, cache), chosen.precision, cache)
 
-    return fit_tuned(rows, tune, coverage=chosen.coverage, calibration=calibration, head=chosen.head)
+    return fit_tuned(rows, tune, coverage=chosen.coverage, calibration=calibration, head=chosen.head, general=general)
 
 
 def _trained(rows: Sequence[LabelledText], chosen: Chosen, cache: Path) -> Layout:

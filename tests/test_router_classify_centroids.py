@@ -17,8 +17,8 @@ from router.classify.artifact import digest_of, save_classifier
 from router.classify.centroids import PrunedHead, fit_centroids
 from router.classify.evaluate import evaluate
 from router.classify.features import Sparse
-from router.classify.fit import fit_classifier
-from router.classify.head import ENCODER_SCALE, Head
+from router.classify.fit import FitWeights, fit_classifier
+from router.classify.head import ENCODER_SCALE, Head, fit_head
 from router.classify.loader import load_classifier
 from router.errors import ClassifierInvalid
 from tests.classifier_rows import base_rows, routes_rows
@@ -79,6 +79,19 @@ def test_a_step_is_one_of_softmax_regression_with_each_class_divided_by_its_rows
     errors = np.where(np.abs(shares - own) > 0.01, shares - own, 0)
     expected = before - (errors / own.sum(axis=0)).T @ inputs
     assert weights(1) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("gone", ["a", "b", "c", "d"])
+@pytest.mark.parametrize("fit_weights", [fit_centroids, fit_head])
+def test_a_head_without_a_label_says_the_same_of_the_others(fit_weights: FitWeights, gone: str) -> None:
+    rows, vectors = some_rows(), np.random.default_rng(1).random((6, 5)).astype(np.float32)
+    head = fit_weights(csr_matrix(rows), vectors, LABELS)
+    kept = [at for at, label in enumerate(head.labels) if label != gone]
+    less = head.without(gone)
+    assert less.labels == tuple(head.labels[at] for at in kept)
+    for row, vector in zip(rows, vectors, strict=True):
+        whole = head.logits(sparse_of(row), vector)
+        assert less.logits(sparse_of(row), vector) == pytest.approx(whole[kept], rel=1e-5, abs=1e-5)
 
 
 def test_each_route_keeps_its_largest_weights_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

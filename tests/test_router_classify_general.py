@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from adapters.rows import LabelledText
-from router.classify.abstain import choose_score, decision_scores
+from router.classifier_cli import classifier
+from router.classify.fit import HeadName, fit_classifier
 from router.classify.general import general_prompts, load_phrases, unclaimed_prompts
 from tests.classifier_rows import base_rows, routes_rows
 
@@ -67,9 +71,43 @@ def test_routes_of_a_single_example_claim_what_is_nearly_the_same() -> None:
     assert len(left) > 450
 
 
-def test_the_score_of_the_routes_alone_leaves_the_base_class_out() -> None:
-    """T ln Σ exp(z / T) over the routes, by hand; without negatives the score asked for is taken."""
-    logits = np.array([[1.0, 2.0, 5.0]])
-    expected = 0.5 * np.log(np.exp(1.0 / 0.5) + np.exp(2.0 / 0.5))
-    assert decision_scores("routes", logits, 0.5, 2) == pytest.approx([expected])
-    assert choose_score(logits, np.array([False]), 1.0, 2, "routes") == "routes"
+def test_they_are_fitted_beside_the_routes_and_leave_no_class_of_their_own() -> None:
+    rows = routes_rows(6)
+    prompts = unclaimed_prompts(rows)
+    plain, taught = fit_classifier(rows), fit_classifier(rows, general=prompts)
+    assert taught.head.labels == plain.head.labels == ("booking", "regex", "sql")
+    assert taught.features.size > plain.features.size
+    assert taught.summary["general_prompts"] == len(prompts)
+    for key in ("rows", "calibration_rows", "calibration_negatives"):
+        assert taught.summary[key] == plain.summary[key]
+    assert not taught.has_row("base", prompts[0])
+
+
+@pytest.mark.parametrize("head", ["logistic", "centroids"])
+def test_a_word_that_they_use_too_speaks_less_for_a_route(head: HeadName) -> None:
+    """Every row of the route says both `please` and `book`; the prompts say `please` far more often."""
+    rows = routes_rows(20)
+
+    def share(general: list[str]) -> float:
+        found = fit_classifier(rows, head=head, general=general)
+        columns = [found.features.words.columns[word][0] for word in ("please", "book")]
+        please, book = found.head.weights_of(np.array(columns))[:, found.head.labels.index("booking")]
+        return float(please / book)
+
+    assert share([]) == pytest.approx(1, abs=0.01)
+    assert share(unclaimed_prompts(rows, 600)) < 0.9
+
+
+def test_classifier_fit_takes_them_unless_told_not_to_or_given_base_examples(tmp_path: Path) -> None:
+    def learned(rows: list[LabelledText], *words: str) -> int:
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps({"text": row.text, "label": row.label}) + "\n" for row in rows))
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        command = ["fit", "--examples", str(file), "--out", str(out), "--json", *words]
+        found: int = json.loads(CliRunner().invoke(classifier, command).stdout)["general_prompts"]
+        return found
+
+    rows = routes_rows(6)
+    assert learned(rows) == len(unclaimed_prompts(rows)) > 100
+    assert learned(rows, "--no-general-prompts") == 0
+    assert learned(rows + base_rows()) == 0

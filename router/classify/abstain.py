@@ -4,8 +4,6 @@ z: logits (…, labels), `base` the column of the base class or None, T the temp
     probability  max_r softmax(z / T)_r
     margin       max_r z_r − the largest other logit (the base's included)
     energy       T · ln Σ_r exp(z_r / T) − z_base (the last term only where a base class was learned)
-    routes       T · ln Σ_r exp(z_r / T): the energy alone, for a base class learned from prompts that are not those
-                 which the base will see, and so tells what is no route's better than what is its own
 Higher means more surely one of the routes. Energy: Liu et al. 2020, "Energy-based Out-of-distribution Detection".
 kNN over stored examples is not among them: on CLINC150 val it ranked below all three and costs more per text.
 """
@@ -21,7 +19,7 @@ import numpy.typing as npt
 from .head import Scalars, log_sum_exp
 
 Flags = npt.NDArray[np.bool_]
-ScoreName = Literal["probability", "margin", "energy", "routes"]
+ScoreName = Literal["probability", "margin", "energy"]
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
 DEFAULT_SCORE: ScoreName = "energy"  # where there are no negatives to choose with
 NOTHING_KNOWN = -1e9  # the score of a text that shares no term with any example: below every threshold
@@ -36,8 +34,6 @@ def decision_scores(name: ScoreName, logits: Scalars, temperature: float, base: 
         result = np.exp(top / temperature - log_sum_exp(logits / temperature))
     elif name == "energy":
         result = temperature * log_sum_exp(routes / temperature) - (0.0 if base is None else logits[..., base])
-    elif name == "routes":
-        result = temperature * log_sum_exp(routes / temperature)
     elif logits.shape[-1] == 1:
         result = top
     else:
@@ -64,12 +60,10 @@ def separating_threshold(positives: Scalars, negatives: Scalars) -> float:
     return float(candidates[int(np.argmax(kept + rejected))])
 
 
-def choose_score(
-    logits: Scalars, negative: Flags, temperature: float, base: int | None, default: ScoreName = DEFAULT_SCORE
-) -> ScoreName:
-    """The score with the best AUROC of in-scope rows against `negative` ones (rows,); `default` without both."""
+def choose_score(logits: Scalars, negative: Flags, temperature: float, base: int | None) -> ScoreName:
+    """The score with the best AUROC of in-scope rows against `negative` ones (rows,); the default without both."""
     if negative.all() or not negative.any():
-        return default
+        return DEFAULT_SCORE
     from sklearn.metrics import roc_auc_score
 
     def auroc(name: ScoreName) -> float:

@@ -67,6 +67,22 @@ class PrunedHead:
             row[self.columns[here]] = self.values[here]
         return weights
 
+    def without(self, label: str) -> PrunedHead:
+        """The head of the other labels; itself where it does not have `label`."""
+        if label not in self.labels:
+            return self
+        gone = self.labels.index(label)
+        kept = self.columns != gone
+        before = np.concatenate([[0], np.cumsum(kept)])  # of the weights up to each
+        columns = self.columns[kept]
+        return PrunedHead(
+            self.labels[:gone] + self.labels[gone + 1 :],
+            before[self.starts].astype(np.int64),
+            (columns - (columns > gone)).astype(np.int32),
+            self.values[kept],
+            np.ascontiguousarray(np.delete(self.dense, gone, axis=1)),
+        )
+
 
 def fit_centroids(sparse: csr_matrix, vectors: Floats | None, labels: Sequence[str]) -> PrunedHead:
     """As `fit_head`: `sparse` (rows, features), `vectors` (rows, dimension) or `None`, one label a row."""

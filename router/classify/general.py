@@ -25,7 +25,8 @@ from .features import fit_features
 from .head import stack
 from .means import ClassMeans
 
-GENERAL_PROMPTS = 1_000
+PROMPTS_PER_ROW = 4
+FEWEST, MOST = 200, 1_000
 CLAIMED_FROM = 0.25  # the quantile of the similarity of examples to their own route
 POOLED_SHARE = 0.65
 CLAIMED_WITHOUT_EXAMPLES = 0.75  # stands in for that quantile where every route has a single example
@@ -56,17 +57,19 @@ def general_prompts(count: int, seed: int = 0) -> list[str]:
     return list(prompts)
 
 
-def unclaimed_prompts(rows: Sequence[LabelledText], count: int = GENERAL_PROMPTS, seed: int = 0) -> list[str]:
-    """Of `count` general prompts those that no route of `rows` may claim; none where `rows` hold base or oos rows.
+def unclaimed_prompts(rows: Sequence[LabelledText], count: int | None = None, seed: int = 0) -> list[str]:
+    """General prompts that no route of `rows` may claim; none where `rows` hold base or oos rows.
 
+    Drawn are `count`, by default four a row, from 200 to 1,000.
     A route claims a prompt that is as similar to the mean of its examples as three in four of its own examples are
     (each to the mean of the others): a route for travel keeps its travellers. So that a route of examples that have
     nothing in common does not claim everything, two thirds of what three in four of all examples reach is asked too.
     """
     if any(row.label in NEGATIVES for row in rows) or not rows:
         return []
-    prompts, distinct = general_prompts(count, seed), list(dict.fromkeys(rows))
-    features = fit_features([*(row.text for row in distinct), *prompts], [True] * (len(distinct) + count))
+    distinct = list(dict.fromkeys(rows))
+    prompts = general_prompts(count or max(FEWEST, min(MOST, PROMPTS_PER_ROW * len(distinct))), seed)
+    features = fit_features([*(row.text for row in distinct), *prompts], [True] * (len(distinct) + len(prompts)))
     matrix = stack([features.transform(row.text) for row in distinct], features.size)
     places: dict[str, list[int]] = defaultdict(list)
     for at, row in enumerate(distinct):

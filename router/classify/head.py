@@ -56,6 +56,14 @@ class Head:
         """(indices, labels): the weights of some features."""
         return self.weights[indices]
 
+    def without(self, label: str) -> Head:
+        """The head of the other labels; itself where it does not have `label`."""
+        kept = [at for at, one in enumerate(self.labels) if one != label]
+        if len(kept) == len(self.labels):
+            return self
+        labels = tuple(self.labels[at] for at in kept)
+        return Head(labels, np.ascontiguousarray(self.weights[:, kept]), np.ascontiguousarray(self.dense[:, kept]))
+
 
 def log_sum_exp(values: Scalars) -> Scalars:
     """ln Σ exp over the last axis, without overflow."""

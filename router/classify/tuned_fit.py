@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from adapters.rows import LabelledText
 
@@ -34,6 +35,7 @@ def fit_tuned(
     calibration: Sequence[LabelledText] = (),
     seed: int = 0,
     head: HeadName = "auto",
+    general: Sequence[str] = (),
 ) -> Fitted:
     """`fit_and_judge` with the encoder that `tune` makes of the rows; given `calibration` rows, of all of them.
 
@@ -41,14 +43,15 @@ def fit_tuned(
     Raises what `fit_and_judge` and `tune` raise.
     """
     rows = distinct_rows(rows, coverage)
+    fit = partial(fit_and_judge, coverage=coverage, seed=seed, head=head, general=general)
     if calibration:
-        return fit_and_judge(rows, coverage=coverage, calibration=calibration, seed=seed, head=head, encoder=tune(rows))
+        return fit(rows, calibration=calibration, encoder=tune(rows))
     kept, held = split(rows, seed)
     encoder = tune(kept)
-    judged = fit_and_judge(kept, coverage=coverage, calibration=held, seed=seed, head=head, encoder=encoder)
+    judged = fit(kept, calibration=held, encoder=encoder)
     if not held:
         return judged
-    whole = fit_and_judge(rows, coverage=coverage, calibration=held, seed=seed, head=head, encoder=encoder).classifier
+    whole = fit(rows, calibration=held, encoder=encoder).classifier
     learned = judged.classifier
     classifier = replace(
         whole,
