@@ -51,7 +51,7 @@ class Remembered:
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """Branchline's classifier. `general`: so many made prompts are base rows where those to fit on hold no negative."""
+    """Branchline's classifier. `general`: so many made prompts help where the rows to fit on hold no negative."""
 
     encoder: Remembered | None = None
     general: int = 0
@@ -62,8 +62,9 @@ class Ours:
 
     def judge(self, fitted: Rows, calibration: Rows, judged: Rows, coverage: float) -> list[Said]:
         made = unclaimed_prompts(fitted, self.general) if self.general else []
-        rows = [*fitted, *(LabelledText(text, "base") for text in made)]
-        classifier = fit_classifier(rows, coverage=coverage, calibration=calibration, encoder=self.encoder)
+        classifier = fit_classifier(
+            fitted, coverage=coverage, calibration=calibration, encoder=self.encoder, general=made
+        )
         return say(classifier, judged, self.encoder)
 
 
