@@ -62,8 +62,8 @@ class Recollection:
 class Memory:
     """Immutable, thread-safe, no I/O; holds no text. `digest` is that of all exemplars it was built from.
 
-    Rows stand together by label: a label's are those from its place in `starts` up to the next.
-    `terms` and `vectors` are by text digest, for the next build.
+    `entries` are the rows of the indexes; those of a label stand together. `terms` and `vectors` are by text digest,
+    for the next build; `encoder` made the vectors.
     """
 
     digest: str | None
