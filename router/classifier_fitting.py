@@ -60,14 +60,14 @@ def _trained(rows: Sequence[LabelledText], chosen: Chosen, cache: Path) -> Layou
     """The encoder tuned on `rows` where that is asked for, then the student of it where one is."""
     from .classify.encoder.distilling import distil_encoder
     from .classify.encoder.layout import read_layout
-    from .classify.encoder.training import Tuning
+    from .classify.encoder.training import tuning_for
     from .classify.encoder.tuning import tune_encoder
 
     layout = read_layout(str(chosen.encoder))
     if chosen.finetune:
         note(f"tuning the encoder {layout.name} on {len(rows)} rows")
-        layout = tune_encoder(layout, rows, cache, Tuning(), note)
+        layout = tune_encoder(layout, rows, cache, tuning_for(len(rows)), note)
     if chosen.student:
         note(f"distilling {layout.name} into {chosen.student} layers")
-        layout = distil_encoder(layout, [row.text for row in rows], chosen.student, cache, Tuning(), note)
+        layout = distil_encoder(layout, [row.text for row in rows], chosen.student, cache, tuning_for(len(rows)), note)
     return layout

@@ -16,7 +16,7 @@ from router.classify.classifier import BASE
 from router.classify.encoder.cache import tuned_folder
 from router.classify.encoder.distilling import distil_encoder
 from router.classify.encoder.layout import Layout, read_layout
-from router.classify.encoder.training import Tuning
+from router.classify.encoder.training import Tuning, tuning_for
 from router.classify.encoder.tuning import tune_encoder
 from router.classify.encoding import Encoder
 from router.classify.features import Floats
@@ -113,6 +113,10 @@ def test_a_student_with_fewer_layers_gives_nearly_its_teachers_vectors(layout: L
 def test_a_student_needs_fewer_layers_than_its_teacher(layout: Layout, tmp_path: Path, layers: int) -> None:
     with pytest.raises(EncoderUnavailable, match="has 2 layers"):
         distil_encoder(layout, ["text"], layers, tmp_path, Tuning(), said)
+
+
+def test_few_rows_are_read_more_often_than_many() -> None:
+    assert [tuning_for(rows).epochs for rows in (0, 1_500, 10_000, 15_000, 1_000_000)] == [5, 5, 3, 2, 2]
 
 
 class Tuner:

@@ -32,13 +32,18 @@ CHUNK = 50  # batches; texts of similar length are put together within so many, 
 class Tuning:
     """How long and how fast; all rates rise over the first tenth of the steps, then fall to 0."""
 
-    epochs: int = 3
+    epochs: int = 2
     batch: int = 32
     rate: float = 1e-4
     prototype_rate: float = 1e-3
     weight_decay: float = 0.01
     scale: float = 20.0  # s of the loss over prototypes
     seed: int = 0
+
+
+def tuning_for(rows: int) -> Tuning:
+    """As on CLINC150's validation part: 2 epochs for its 15,000 rows, 5 for 10 of each label, 1,500 in all."""
+    return Tuning(epochs=min(5, max(2, round(30_000 / max(1, rows)))))
 
 
 class TextModel:
