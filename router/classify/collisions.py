@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 MAX_LOSS = 0.05  # recall another route may lose
 MIN_STOLEN = 2  # one sentence is an accident
-JUDGED_ROWS = 20_000  # over all routes; each gets an equal share, from 5 to 200
+JUDGED_ROWS = 10_000  # over all routes; each gets an equal share, from 5 to 200
 CHUNK = 2_000
 
 
