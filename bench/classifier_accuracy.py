@@ -5,7 +5,8 @@
 Needs the data folder (`../shared/data` or $BRANCHLINE_DATA). SCIENCE.md §8 says who sees which rows; `dev` prints, and
 `test` is looked at once. "Top route" is the accuracy before abstention; "final decision" counts an abstained row as a
 miss. A draw of k rows a label sees those rows and nothing else: its abstention is learned out of fold. `--general N`
-gives fits without any negative made prompts that belong to no route (`router.classify.general`).
+gives fits without any negative made prompts that belong to no route (`router.classify.general`). A route's name is
+one example more of it, in every fit.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ from .results import Row
 COVERAGE = 0.95
 SUITE_COVERAGE = 0.985
 TOP, FINAL = "accuracy, top route before abstention", "accuracy, final decision"
+TITLES = {
+    "sparse": "sparse only",
+    "encoder": "with encoder",
+    "tuned": "with an encoder trained on the rows",
+    "student": "with a student of an encoder trained on the rows",
+}
 PARTS = ("clinc150", "clinc150-shots", "banking77", "banking77-shots", "suite")
 TARGETS: Mapping[str, tuple[str, str]] = {  # sparse only, with encoder
     f"CLINC150, {TOP}": ("≥ 93.0", "≥ 97.0, published best 97.5"),
@@ -65,11 +72,24 @@ def main() -> None:
     """Measure Branchline's classifier with or without an encoder."""
     parser = parser_of(__doc__)
     add_plan(parser)
-    parser.add_argument("--general", type=int, default=0, metavar="N", help="N made general prompts as base rows")
+    parser.add_argument("--general", type=int, default=0, metavar="N", help="draw N general prompts for each fit")
+    parser.add_argument("--finetune", action="store_true", help="train the encoder on the rows of each fit: minutes")
+    parser.add_argument("--student", type=int, metavar="LAYERS", help="distil the trained encoder into so many layers")
     arguments = parser.parse_args()
-    arm = Ours(encoder_of(arguments), arguments.general)
-    title = f"The classifier's accuracy, {'with encoder' if arguments.encoder else 'sparse only'}"
+    arm = arm_of(arguments)
+    title = f"The classifier's accuracy, {TITLES[arm.name]}"
     publish(f"classifier_accuracy_{arm.name}", title, table(arm, plan_of(arguments)), arguments)
+
+
+def arm_of(arguments: argparse.Namespace) -> Arm:
+    """Branchline's classifier as the options want it."""
+    if not (arguments.finetune or arguments.student):
+        return Ours(encoder_of(arguments), arguments.general)
+    if not (arguments.finetune and arguments.encoder):
+        raise SystemExit("--student needs --finetune, and --finetune needs --encoder")
+    from .classifier_tuned import tuned_arm
+
+    return tuned_arm(arguments)
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:

@@ -30,8 +30,12 @@ def encoder_of(arguments: argparse.Namespace) -> Remembered | None:
         return None
     from router.classify.encoder.opening import open_encoder
 
-    cache = arguments.cache or Path(tempfile.mkdtemp(prefix="branchline-encoder-"))
-    return Remembered(open_encoder(arguments.encoder, precision=arguments.precision, cache=cache))
+    return Remembered(open_encoder(arguments.encoder, precision=arguments.precision, cache=cache_of(arguments)))
+
+
+def cache_of(arguments: argparse.Namespace) -> Path:
+    """Where exported encoders are kept."""
+    return arguments.cache or Path(tempfile.mkdtemp(prefix="branchline-encoder-"))
 
 
 def publish(name: str, title: str, rows: Iterable[Row], arguments: argparse.Namespace) -> None:
