@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     type=click.Choice(["logistic", "centroids", "auto"]),
     default="auto",
     show_default=True,
-    help="Logistic regression, or cheaper class means; auto: those for more than 1,000 labels.",
+    help="Logistic regression, or cheaper class means; auto: those for more than 500 labels.",
 )
 @click.option("--out", type=PATH, help="Write a folder and leave the registry alone.")
 @click.option("--promote", is_flag=True, help="Make it the classifier in use, if it passes the promotion gate.")

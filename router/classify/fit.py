@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FEW_EXAMPLES = 50  # a label with fewer keeps its rare terms in the vocabulary
 DEFAULT_COVERAGE = 0.99
-MANY_LABELS = 1_000  # beyond, a regression takes more memory and time than it is worth
+MANY_LABELS = 500  # a regression takes 290 bytes per term and label while it is fitted: 3 GB at 300 labels of 10 rows
 # Where every route has a single example nothing can be held out: then a text must score a quarter of what an example
 # does. On CLINC150 val with one example a route that keeps 58 % of the texts in scope and 8 % of the others.
 SHARE_WITHOUT_CALIBRATION = 0.25
