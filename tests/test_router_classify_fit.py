@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from adapters.errors import BadInput
 from adapters.rows import LabelledText
 from router.classify.classifier import MAX_EARLIER_TURNS, Classifier
+from router.classify.confidence import Confidence
 from router.classify.fit import fit_classifier
 from router.classify.head import Head
 from router.errors import ClassifierInvalid
@@ -180,6 +181,20 @@ def test_a_routes_name_counts_as_an_example_of_it() -> None:
     assert (
         unnamed.scores_per_route("refund")["refund-request"[::-1]] < named.scores_per_route("refund")["refund-request"]
     )
+
+
+def test_a_top_route_is_held_to_its_own_threshold(with_base: Classifier) -> None:
+    strict = replace(with_base, own_thresholds={"sql": 99.0})
+    assert (strict.scores(IN_SCOPE["sql"]).threshold, strict.scores(IN_SCOPE["sql"]).abstains) == (99.0, True)
+    assert strict.scores(IN_SCOPE["booking"]) == with_base.scores(IN_SCOPE["booking"])
+
+
+def test_what_is_unknown_in_a_text_leaves_its_confidence_where_the_exponent_says_so(with_base: Classifier) -> None:
+    plain, lifted = (replace(with_base, confidence=Confidence(1.0, exponent)) for exponent in (0.0, 2.0))
+    half_known = "select zzzz qqqq"
+    assert lifted.scores(half_known).confidence > plain.scores(half_known).confidence
+    assert lifted.scores(half_known).score == plain.scores(half_known).score
+    assert lifted.scores_per_route(half_known)["sql"] == pytest.approx(lifted.scores(half_known).confidence)
 
 
 @functools.cache
