@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
     ROOT / "docs" / "vllm.md",
+    ROOT / "docs" / "classifier.md",
     ROOT / "docs" / "methods.md",
     ROOT / "examples" / "quickstart" / "demo.py",
 ]

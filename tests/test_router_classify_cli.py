@@ -15,7 +15,8 @@ from adapters.errors import BadInput, BranchlineError, NotFound, Refused
 from adapters.examples import add_examples
 from adapters.home import Home
 from adapters.rows import Message, prompt_digest, text_digest
-from router.classifier_cli import classifier, explain
+from router.classifier_cli.explain import explain
+from router.classifier_cli.group import classifier
 from router.classify.classifier import Classifier
 from router.classify.loader import load_classifier
 from router.errors import ClassifierInvalid

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from adapters.errors import BadInput, BranchlineError
 from adapters.rows import LabelledText, read_asked
-from router.classifier_cli import classifier
+from router.classifier_cli.group import classifier
 from router.classify.artifact import save_classifier
 from router.classify.differences import Judged, find_differences
 from router.classify.fit import fit_classifier

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from router.classifier_cli import classifier, explain
+from router.classifier_cli.explain import explain
+from router.classifier_cli.group import classifier
 from router.classify.encoder.cache import cached_model
 from router.classify.encoder.export import pool
 from router.classify.encoder.layout import read_layout

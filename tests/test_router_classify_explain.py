@@ -20,12 +20,13 @@ from adapters.home import Home
 from adapters.registry import Registry
 from adapters.types import Manifest, RouteName
 from router.background import Background
-from router.classifier_cli import classifier, explain
+from router.classifier_cli.explain import explain
+from router.classifier_cli.explanation import explain_turns
+from router.classifier_cli.group import classifier
 from router.classify.fit import fit_classifier
 from router.classify.judge import Judge
 from router.classify.loader import load_classifier
 from router.classify.memory import Memory
-from router.explanation import explain_turns
 from router.judging import Judging, no_encoder
 from tests.classifier_rows import TALK, Meanings, base_rows, routes_rows
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 
 from adapters.errors import BranchlineError, GateRefused, InvalidName, NotFound, Refused
 from adapters.rows import LabelledText, text_digest
-from router.classifier_cli import classifier
-from router.classifier_publishing import held_out_evidence
+from router.classifier_cli.group import classifier
+from router.classifier_cli.publishing import held_out_evidence
 from router.classify.fit import fit_and_judge
 from tests.classifier_rows import base_rows, routes_rows
 

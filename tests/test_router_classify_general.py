@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from adapters.rows import LabelledText
-from router.classifier_cli import classifier
+from router.classifier_cli.group import classifier
 from router.classify.fit import HeadName, fit_classifier
 from router.classify.general import general_prompts, load_phrases, unclaimed_prompts
 from tests.classifier_rows import base_rows, routes_rows

@@ -34,7 +34,7 @@ from adapters.registry import Registry
 from adapters.rows import LabelledText
 from router import feedback as module
 from router.auth import Gatekeeper
-from router.classifier_fit_cli import registry_rows
+from router.classifier_cli.fit import registry_rows
 from router.decision_log import DecisionLog
 from router.errors import ConfigInvalid, InvalidRequest
 from router.feedback import MAX_BODY_BYTES, MAX_TEXT_CHARACTERS, parse_proposal

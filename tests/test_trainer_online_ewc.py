@@ -16,7 +16,7 @@ from tests.trainer_methods import Workshop, make_workshop
 from trainer.errors import CheckpointInvalid, ConfigInvalid
 from trainer.fisher.estimate import choose_rows, estimate_fisher
 from trainer.fisher.folder import load_importance
-from trainer.fisher.importance import Importance, fold
+from trainer.fisher.importance import Importance, Price, fold
 from trainer.lora import Factors
 from trainer.methods.online_ewc import build
 from trainer.methods.quadratic import QuadraticPenalty
@@ -37,6 +37,9 @@ class Full:
         move = difference.dense.flatten()
         cost: Tensor = 0.5 * move @ self.matrix @ move
         return cost
+
+    def around(self, start: Factors) -> Price:
+        return lambda delta: self.omega(delta.minus(start))
 
     def scaled(self, share: float) -> Full:
         return Full(self.matrix * share)

@@ -14,11 +14,11 @@ from adapters.exemplars import Exemplars, exemplars_of
 from adapters.home import Home, home_options
 from adapters.output import json_option, print_json, print_table
 
-from .classifier_choice import LIVE, Chosen, choose_classifier, classifier_option, is_folder
-from .encoder_flags import DEFAULT_PRECISION, encoder_option
+from ..encoder_flags import DEFAULT_PRECISION, encoder_option
+from .choice import LIVE, Chosen, choose_classifier, classifier_option, is_folder
 
 if TYPE_CHECKING:
-    from .classify.encoding import Encoder
+    from ..classify.encoding import Encoder
     from .explanation import Explained
 
 MAX_SHOWN = 70
@@ -37,8 +37,8 @@ def explain(home: Home, text: str, earlier: tuple[str, ...], named: str, encoder
 
     With a folder as --classifier that classifier alone is asked, and neither memory nor the state of routes.
     """
-    from .classify.judge import Judge
-    from .classify.memory import Memory
+    from ..classify.judge import Judge
+    from ..classify.memory import Memory
     from .explanation import explain_turns
 
     registry = None if is_folder(named) else open_home(home)[0]
@@ -62,7 +62,7 @@ def _beside(home: Home, source: str | None) -> Encoder | None:
     """As in a gateway: memory reads with an encoder also where the classifier has none."""
     if source is None:
         return None
-    from .classify.encoder.opening import encoder_cache, open_encoder
+    from ..classify.encoder.opening import encoder_cache, open_encoder
 
     return open_encoder(source, precision=DEFAULT_PRECISION, cache=encoder_cache(home))
 

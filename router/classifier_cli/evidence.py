@@ -17,9 +17,9 @@ from adapters.registry import Registry
 from adapters.rows import LabelledText, sha256_file, text_digest
 from adapters.store import Store
 
-from .classifier_choice import Chosen, choose_classifier
-from .classify.classifier import BASE, Classifier
-from .types import Scores
+from ..classify.classifier import BASE, Classifier
+from ..types import Scores
+from .choice import Chosen, choose_classifier
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ from adapters.home import Home
 from adapters.output import note, print_table
 from adapters.rows import sha256_json, text_digest
 
-from .classify.artifact import save_classifier
+from ..classify.artifact import save_classifier
 
 if TYPE_CHECKING:
-    from .classify.fit import Fitted
+    from ..classify.fit import Fitted
 
 
 def publish_fitted(home: Home, fitted: Fitted) -> int:

@@ -15,10 +15,10 @@ from adapters.home import Home, home_options
 from adapters.output import json_option, note, print_json, print_table
 from adapters.rows import Asked, read_asked
 
-from .classifier_choice import choose_classifier, is_folder
-from .classifier_eval_cli import user_turns
-from .classify.differences import Agreement, Differences, Judged, Move, find_differences
-from .encoder_flags import encoder_option
+from ..classify.differences import Agreement, Differences, Judged, Move, find_differences
+from ..encoder_flags import encoder_option
+from .choice import choose_classifier, is_folder
+from .evaluate import user_turns
 
 MAX_SHOWN = 70
 

@@ -12,7 +12,7 @@ from adapters.output import note
 from adapters.registry import Registry
 from adapters.rows import LabelledText
 
-from .classify.collisions import Collisions, NewcomerRecall, RouteLoss, Taken, collisions
+from ..classify.collisions import Collisions, NewcomerRecall, RouteLoss, Taken, collisions
 
 SHOWN_ROUTES = 5
 SHOWN_SENTENCES = 5

@@ -16,9 +16,9 @@ from adapters.home import Home, home_options
 from adapters.output import json_option, note, print_json, print_table
 from adapters.rows import Message, canonical_json, prompt_digest, read_labelled, read_prompts
 
-from .classifier_choice import choose_classifier, classifier_option
-from .classifier_evidence import Filed, file_evidence
-from .encoder_flags import encoder_option
+from ..encoder_flags import encoder_option
+from .choice import choose_classifier, classifier_option
+from .evidence import Filed, file_evidence
 
 
 @click.command(name="eval")
@@ -34,7 +34,7 @@ def evaluate_file(home: Home, file: Path, named: str, encoder: str | None, as_ev
     With --evidence the decisions are filed for `classifier promote`, and those of the live classifier beside them.
     Rows that the classifier was fitted on are no evidence and are refused.
     """
-    from .classify.evaluate import evaluate_scores
+    from ..classify.evaluate import evaluate_scores
 
     chosen = choose_classifier(home, named, encoder)
     rows = read_labelled(file)

@@ -15,16 +15,16 @@ from adapters.output import json_option, print_json, print_table
 from adapters.registry import Registry
 from adapters.rows import LabelledText, read_labelled, read_texts
 
-from .classifier_fitting import Chosen, fit_rows
-from .classifier_publishing import print_promotion, promote_fitted, publish_fitted
-from .classify.artifact import save_classifier
-from .classify.classifier import BASE
-from .classify.encoding import Precision
-from .collision_check import check_fit
-from .encoder_flags import encoder_option, precision_option
+from ..classify.artifact import save_classifier
+from ..classify.classifier import BASE
+from ..classify.encoding import Precision
+from ..encoder_flags import encoder_option, precision_option
+from .collisions import check_fit
+from .fitting import Chosen, fit_rows
+from .publishing import print_promotion, promote_fitted, publish_fitted
 
 if TYPE_CHECKING:
-    from .classify.fit import HeadName
+    from ..classify.fit import HeadName
 
 
 @click.command()

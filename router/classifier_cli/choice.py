@@ -14,13 +14,13 @@ from adapters.errors import NotFound
 from adapters.exemplars import Exemplar
 from adapters.home import Home
 
-from .classify.classifier import MAX_EARLIER_TURNS, Classifier
-from .classify.encoding import Encoder
-from .classify.features import Floats
-from .classify.judge import Judge
-from .classify.loader import load_classifier
-from .classify.memory import Memory
-from .types import Scores
+from ..classify.classifier import MAX_EARLIER_TURNS, Classifier
+from ..classify.encoding import Encoder
+from ..classify.features import Floats
+from ..classify.judge import Judge
+from ..classify.loader import load_classifier
+from ..classify.memory import Memory
+from ..types import Scores
 
 LIVE = "live"
 classifier_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
@@ -90,7 +90,7 @@ def choose_classifier(home: Home, named: str = LIVE, encoder: str | None = None)
     found, number = _load(home, named)
     if found.encoder is None:
         return Chosen(found, number)
-    from .classify.encoder.opening import encoder_cache, find_encoder
+    from ..classify.encoder.opening import encoder_cache, find_encoder
 
     return Chosen(found, number, find_encoder(found.encoder, encoder, encoder_cache(home)))
 

@@ -16,11 +16,11 @@ from adapters.output import json_option, print_json, print_table
 from adapters.records import event_row
 from adapters.types import ClassifierVersion
 
-from .classifier_diff_cli import diff
-from .classifier_eval_cli import decide, evaluate_file
-from .classifier_fit_cli import fit
-from .classifier_publishing import print_promotion
-from .explain_cli import explain
+from .diff import diff
+from .evaluate import decide, evaluate_file
+from .explain import explain
+from .fit import fit
+from .publishing import print_promotion
 
 __all__ = ["classifier", "explain"]
 _DEFAULT = ClassifierPolicy()

@@ -10,13 +10,13 @@ from adapters.exemplars import Exemplar
 from adapters.registry import Registry
 from adapters.rows import text_digest
 
-from .classify.classifier import Classifier, Explanation
-from .classify.encoding import Encoder
-from .classify.features import Floats
-from .classify.judge import Judge
-from .classify.memory import Memory
-from .classify.weighing import THRESHOLD, probability_of
-from .types import Reason, Scores
+from ..classify.classifier import Classifier, Explanation
+from ..classify.encoding import Encoder
+from ..classify.features import Floats
+from ..classify.judge import Judge
+from ..classify.memory import Memory
+from ..classify.weighing import THRESHOLD, probability_of
+from ..types import Reason, Scores
 
 NEAREST = 5
 

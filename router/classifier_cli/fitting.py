@@ -12,11 +12,11 @@ from adapters.home import Home
 from adapters.output import note
 from adapters.rows import LabelledText
 
-from .classify.encoding import Encoder, Precision
+from ..classify.encoding import Encoder, Precision
 
 if TYPE_CHECKING:
-    from .classify.encoder.layout import Layout
-    from .classify.fit import Fitted, HeadName
+    from ..classify.encoder.layout import Layout
+    from ..classify.fit import Fitted, HeadName
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,10 @@ class Chosen:
 
 def fit_rows(home: Home, rows: Sequence[LabelledText], calibration: Sequence[LabelledText], chosen: Chosen) -> Fitted:
     """Open the encoder, or train a copy of it on the rows, and fit. Raises `BadInput` and `EncoderUnavailable`."""
-    from .classify.encoder.opening import encoder_cache, open_encoder, open_layout
-    from .classify.fit import fit_and_judge
-    from .classify.general import unclaimed_prompts
-    from .classify.tuned_fit import fit_tuned
+    from ..classify.encoder.opening import encoder_cache, open_encoder, open_layout
+    from ..classify.fit import fit_and_judge
+    from ..classify.general import unclaimed_prompts
+    from ..classify.tuned_fit import fit_tuned
 
     cache = encoder_cache(home)
     general = unclaimed_prompts(rows) if chosen.general_prompts else []
@@ -58,10 +58,10 @@ def fit_rows(home: Home, rows: Sequence[LabelledText], calibration: Sequence[Lab
 
 def _trained(rows: Sequence[LabelledText], chosen: Chosen, cache: Path) -> Layout:
     """The encoder tuned on `rows` where that is asked for, then the student of it where one is."""
-    from .classify.encoder.distilling import distil_encoder
-    from .classify.encoder.layout import read_layout
-    from .classify.encoder.training import tuning_for
-    from .classify.encoder.tuning import tune_encoder
+    from ..classify.encoder.distilling import distil_encoder
+    from ..classify.encoder.layout import read_layout
+    from ..classify.encoder.training import tuning_for
+    from ..classify.encoder.tuning import tune_encoder
 
     layout = read_layout(str(chosen.encoder))
     if chosen.finetune:
