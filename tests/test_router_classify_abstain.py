@@ -109,6 +109,19 @@ def test_too_few_rows_for_the_coverage_are_said_to_be_too_few() -> None:
     assert not learned.holds
 
 
+def test_strangers_place_the_threshold_where_rows_are_too_few_and_nothing_else() -> None:
+    """In-scope margins 1, 3 and 4, strangers' up to 2: 3 keeps two of three and rejects all, 1 would keep every one."""
+    logits, targets = np.array([[1.0, 0.0], [3.0, 0.0], [0.0, 4.0]]), np.array([0, 0, 1])
+    rows = Calibration(logits, targets, np.ones(3), None)
+    made = np.array([[margin, 0.0] for margin in (0.5, 1.5, 2.0, 2.0)])
+    strangers = Calibration(made, np.full(4, NEGATIVE), np.ones(4), None)
+    alone, beside = learn_abstention(rows, 0.99), learn_abstention(rows, 0.99, strangers)
+    scores = decision_scores(beside.score_name, logits, beside.temperature, None)
+    assert (alone.threshold, beside.threshold) == (pytest.approx(scores[0]), pytest.approx(scores[1]))
+    assert (alone.temperature, alone.score_name) == (beside.temperature, beside.score_name)
+    assert learn_abstention(rows, 0.5, strangers) == learn_abstention(rows, 0.5)
+
+
 def test_a_route_with_rows_enough_has_its_own_threshold_and_the_others_share_one() -> None:
     """By hand at 90 %: ⌊0.1 · 201⌋ = 20th smallest of the 200 of label 0, ⌊0.1 · 100⌋ = 10th of the rest's 99.
 

@@ -85,6 +85,14 @@ def test_a_refit_with_another_route_goes_live_on_the_rows_that_both_fits_held_ou
     assert event["payload"]["gate"]["numbers"]["common_items"] == len(FITTED_ON) + len(base_rows())
 
 
+def test_without_base_rows_general_prompts_show_the_gate_what_the_base_keeps(tmp_path: Path) -> None:
+    more = [LabelledText(f"remind me to {what} at noon", "reminder") for what in ("eat", "run", "sleep", "call", "pay")]
+    first = write_rows(tmp_path / "first.jsonl", FITTED_ON)
+    second = write_rows(tmp_path / "second.jsonl", [*FITTED_ON, *more])
+    invoke(tmp_path / "home", "fit", "--examples", first, "--promote")
+    assert "classifier 2 is live" in invoke(tmp_path / "home", "fit", "--examples", second, "--promote").stdout
+
+
 def test_a_refit_that_loses_a_route_is_published_and_refused(run: Run, tmp_path: Path) -> None:
     rows = [LabelledText(row.text, "sql") if row.label == "regex" else row for row in FITTED_ON]
     path = write_rows(tmp_path / "merged.jsonl", [*rows, *base_rows()])

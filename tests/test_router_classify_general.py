@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from adapters.rows import LabelledText
 from router.classifier_cli.group import classifier
-from router.classify.fit import HeadName, fit_classifier
+from router.classify.classifier import BASE
+from router.classify.fit import HeadName, fit_and_judge, fit_classifier
 from router.classify.general import general_prompts, load_phrases, unclaimed_prompts
 from tests.classifier_rows import base_rows, routes_rows
 
@@ -81,6 +82,18 @@ def test_they_are_fitted_beside_the_routes_and_leave_no_class_of_their_own() -> 
     for key in ("rows", "calibration_rows", "calibration_negatives"):
         assert taught.summary[key] == plain.summary[key]
     assert not taught.has_row("base", prompts[0])
+
+
+def test_they_are_held_out_in_turn_like_rows_and_are_evidence_of_what_the_base_keeps() -> None:
+    rows = routes_rows(6)
+    prompts = unclaimed_prompts(rows, 200)
+    fitted = fit_and_judge(rows, general=prompts)
+    assert Counter(row.label for row, _ in fitted.held_out) == {"booking": 6, "regex": 6, "sql": 6, BASE: len(prompts)}
+    kept = [scores.abstains for row, scores in fitted.held_out if row.label == BASE]
+    assert sum(kept) > 0.8 * len(kept)
+    # Judged by weights that were taught a prompt itself, it would speak for the routes less.
+    own = [fitted.classifier.scores(row.text).score for row, _ in fitted.held_out if row.label == BASE]
+    assert sum(own) < sum(scores.score for row, scores in fitted.held_out if row.label == BASE)
 
 
 @pytest.mark.parametrize("head", ["logistic", "centroids"])

@@ -35,7 +35,7 @@ MANY_ROWS = 5_000  # from here on one held-out fold is calibration enough, and f
 MANY_LOGITS = 20_000_000  # rows × labels; of more rows a part is judged, for memory's sake
 ENOUGH_ROWS = 1_000  # are judged however many labels there are
 
-Fit = Callable[[EncodedRows], tuple[Features, Head | PrunedHead]]
+Fit = Callable[[EncodedRows, EncodedRows], tuple[Features, Head | PrunedHead]]  # rows, and what is taught beside them
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +90,14 @@ class Abstention:
     holds: bool
 
 
-def learn_abstention(rows: Calibration, coverage: float) -> Abstention:
-    """Temperature, score and thresholds.
+def learn_abstention(rows: Calibration, coverage: float, strangers: Calibration | None = None) -> Abstention:
+    """Temperature, score and thresholds. `strangers`: general prompts, judged like `rows`.
 
     A route that is the top one of `OWN_THRESHOLD_ROWS` in-scope rows or more gets a threshold of its own, which holds
     the coverage among the texts that it is the top route of; the others share one. With too few rows for `coverage`
-    the threshold is what separates in-scope rows from negatives best, and without negatives the smallest score of an
-    in-scope row: n rows then promise a coverage of n / (n + 1).
+    the threshold is what separates in-scope rows from negatives and strangers best, and with neither the smallest score
+    of an in-scope row: n rows then promise a coverage of n / (n + 1). Nothing else is learned from strangers, who were
+    made and are easier than what the base will see.
     """
     labelled, negative = rows.targets != NEGATIVE, rows.negative
     temperature = fit_temperature(rows.logits[labelled], rows.targets[labelled]) if labelled.any() else UNLEARNED
@@ -111,7 +112,9 @@ def learn_abstention(rows: Calibration, coverage: float) -> Abstention:
     threshold = conformal_threshold(shared if len(shared) else in_scope, coverage)
     holds = threshold is not None
     if threshold is None:
-        threshold = separating_threshold(in_scope, negatives) if len(negatives) else float(in_scope.min())
+        others = [decision_scores(name, strangers.logits, temperature, strangers.base)] if strangers else []
+        outside = np.concatenate([negatives, *others])
+        threshold = separating_threshold(in_scope, outside) if len(outside) else float(in_scope.min())
     return Abstention(temperature, confidence, name, threshold, own, holds)
 
 
@@ -140,16 +143,24 @@ def apply(features: Features, head: Head | PrunedHead, rows: EncodedRows) -> Cal
     return Calibration(logits, targets, known, base, tuple(labelled.rows))
 
 
-def hold_out(rows: EncodedRows, fit: Fit, seed: int) -> Calibration:
+def hold_out(rows: EncodedRows, taught: EncodedRows, fit: Fit, seed: int) -> tuple[Calibration, Calibration | None]:
     """Each row judged by a `fit` on the other folds: 5 in turn, or only the first of them with `MANY_ROWS`.
 
-    A label's only row stays in every fit, so that each knows all labels, and is not judged.
+    A label's only row stays in every fit, so that each knows all labels, and is not judged. Of `taught` only the rows
+    of the base are held out in turn, the general prompts: what is said of them comes second, `None` without any.
     """
     folds = _folds(rows.rows, seed)
-    parts: list[Calibration] = []
+    prompts = [at % FOLDS if label == BASE else -1 for at, label in enumerate(taught.labels)]
+    judged: list[Calibration] = []
+    strangers: list[Calibration] = []
     for fold in range(1 if len(rows) >= MANY_ROWS else FOLDS):
-        features, head = fit(rows.where([own != fold for own in folds]))
-        parts.append(apply(features, head, rows.where([own == fold for own in folds])))
+        features, head = fit(rows.where([own != fold for own in folds]), taught.where([own != fold for own in prompts]))
+        judged.append(apply(features, head, rows.where([own == fold for own in folds])))
+        strangers.append(apply(features, head, taught.where([own == fold for own in prompts])))
+    return _together(judged), _together(strangers) if BASE in taught.labels else None
+
+
+def _together(parts: Sequence[Calibration]) -> Calibration:
     return Calibration(
         np.concatenate([part.logits for part in parts]),
         np.concatenate([part.targets for part in parts]),

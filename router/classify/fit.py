@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +20,7 @@ from .calibration import NEGATIVES, Abstention, Calibration, apply, hold_out, le
 from .centroids import PrunedHead, fit_centroids
 from .classifier import BASE, Classifier
 from .encoded import EncodedRows, encode_rows, joined, row_keys
-from .encoding import Encoder
+from .encoding import Encoder, EncoderRef
 from .features import Features, Floats, fit_features
 from .head import Head, fit_head, stack
 
@@ -40,17 +40,21 @@ FitWeights = Callable[["csr_matrix", Floats | None, Sequence[str]], Head | Prune
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A classifier, and the calibration rows that its abstention was learned on."""
+    """A classifier, and the calibration rows that its abstention was learned on; `strangers`: general prompts."""
 
     classifier: Classifier
     judged: Calibration
+    strangers: Calibration | None = None
 
     @property
     def held_out(self) -> list[tuple[LabelledText, Scores]]:
-        """Each calibration row with what is said of it by weights that never saw it."""
-        pairs = zip(self.judged.logits, self.judged.known.tolist(), strict=True)
-        scores = [self.classifier.scores_of(logits, known) for logits, known in pairs]
-        return list(zip(self.judged.rows, scores, strict=True))
+        """Each calibration row and stranger with what is said of it by weights that never saw it."""
+        return [
+            (row, self.classifier.scores_of(logits, known))
+            for part in (self.judged, self.strangers)
+            if part is not None
+            for row, logits, known in zip(part.rows, part.logits, part.known.tolist(), strict=True)
+        ]
 
 
 def fit_classifier(
@@ -84,7 +88,7 @@ def fit_and_judge(
     `head`: a regression, the cheaper centroids, or `auto`: centroids for more than `MANY_LABELS` labels.
     `general`: prompts that belong to no route (`general.unclaimed_prompts`). They teach the routes' weights what not
     to listen to, as a class beside them whose own weights are dropped where `rows` have no base class: they are not
-    what the base will see. Nothing is calibrated on them.
+    what the base will see. Held out in turn they help to place the threshold where rows are too few for `coverage`.
 
     Temperature, score and threshold are learned on `calibration` where given (rows of labels that `rows` lack
     and texts that `rows` hold are left out), else on rows held out in turn; `seed` deals those. With an `encoder`
@@ -96,22 +100,36 @@ def fit_and_judge(
     encoded = encode_rows(distinct, encoder)
     cheaper = head == "centroids" or (head == "auto" and len({row.label for row in distinct}) > MANY_LABELS)
     taught = encode_rows([*_names(distinct), *(LabelledText(text, BASE) for text in sorted(set(general)))], encoder)
-    fit = partial(_fit, taught=taught, fit_weights=fit_centroids if cheaper else fit_head)
-    features, weights = fit(encoded)
+    fit = partial(_fit, fit_weights=fit_centroids if cheaper else fit_head)
+    features, weights = fit(encoded, taught)
+    strangers = None
     if calibration:
         fitted_on = {row.text for row in distinct}
         fresh = [row for row in calibration if row.text not in fitted_on]
         judged = apply(features, weights, encode_rows(fresh, encoder))
     else:
-        judged = hold_out(encoded, fit, seed)
-    learned = learn_abstention(judged, coverage)
+        judged, strangers = hold_out(encoded, taught, fit, seed)
+    learned = learn_abstention(judged, coverage, strangers)
     summary = {
         "duplicates": len(rows) - len(distinct),
         "general_prompts": len(set(general)),
         **_summary(distinct, judged, learned),
         "coverage": coverage,
+        "head": "centroids" if cheaper else "logistic",
     }
-    summary["head"] = "centroids" if cheaper else "logistic"
+    classifier = _classifier(features, weights, learned, summary, encoded, encoder.ref if encoder else None)
+    return Fitted(replace(classifier, digest=digest_of(classifier)), judged, strangers)
+
+
+def _classifier(
+    features: Features,
+    weights: Head | PrunedHead,
+    learned: Abstention,
+    summary: Mapping[str, object],
+    rows: EncodedRows,
+    encoder: EncoderRef | None,
+) -> Classifier:
+    """Without its digest."""
     classifier = Classifier(
         features,
         weights,
@@ -121,13 +139,13 @@ def fit_and_judge(
         learned.threshold or 0.0,
         {weights.labels[at]: threshold for at, threshold in learned.own_thresholds.items()},
         summary,
-        row_keys(distinct),
+        row_keys(rows.rows),
         digest="",
-        encoder=encoder.ref if encoder else None,
+        encoder=encoder,
     )
     if learned.threshold is None:
-        classifier = replace(classifier, threshold=_threshold_of_examples(classifier, encoded))
-    return Fitted(replace(classifier, digest=digest_of(classifier)), judged)
+        return replace(classifier, threshold=_threshold_of_examples(classifier, rows))
+    return classifier
 
 
 def distinct_rows(rows: Sequence[LabelledText], coverage: float) -> list[LabelledText]:
