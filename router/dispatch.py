@@ -76,7 +76,7 @@ class Dispatcher:
         except BaseException:
             self._unreleased -= unreleased
             raise
-        ended = partial(self._ended, chosen.decision, request_id, unreleased, _classified_text(request))
+        ended = partial(self._ended, chosen.decision, request_id, unreleased, _classified_text(request, judged))
         body = Followed(reply.body, ended, started=started, stream=request.stream)
         return Answer(chosen.decision, Reply(body, reply.content_type), chosen.snapshot.serial, chosen.at - started)
 
@@ -146,8 +146,11 @@ class Dispatcher:
         return not chosen.snapshot.routes[decision.route].versions[decision.version].released
 
 
-def _classified_text(request: ClientRequest) -> str | None:
-    return request.texts[0] if request.model == AUTO and request.texts else None
+def _classified_text(request: ClientRequest, judged: Judged | NotScored) -> str | None:
+    """The turn that decided; the newest where none did."""
+    if request.model != AUTO or not request.texts:
+        return None
+    return request.texts[judged.scores.turn if isinstance(judged, Judged) else 0]
 
 
 class Followed(AsyncIterator[bytes]):

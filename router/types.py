@@ -30,7 +30,8 @@ class Scores:
 
     `route` is the top route (or `base`, where memory means the base) and `confidence` its calibrated probability.
     `score` is the decision's own score and `threshold` what it is compared with: below it the base answers.
-    `exemplar` is the text digest of the exemplar that decided, `None` where the classifier did.
+    `exemplar` is the text digest of the exemplar that decided, `None` where the classifier did. `turn` is the place
+    of the text among the user turns that were judged together, newest first.
     """
 
     route: str
@@ -38,10 +39,11 @@ class Scores:
     score: float
     threshold: float
     exemplar: str | None = None
+    turn: int = 0
 
     @property
     def abstains(self) -> bool:
-        return self.score < self.threshold or self.route == "base"
+        return not self.score >= self.threshold or self.route == "base"  # a score that is no number abstains
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,9 @@ from router.classify.fit import fit_classifier
 from router.classify.judge import Judge
 from router.classify.memory import NEAR_DUPLICATE, Match, Memory, Recollection
 from router.classify.weighing import THRESHOLD, probability_of, weigh
+from router.errors import EncoderOverloaded
 from router.types import Scores
-from tests.classifier_rows import base_rows, routes_rows
+from tests.classifier_rows import Meanings, base_rows, routes_rows
 
 TABLE = "select the name of users where age is over 30"
 OIL = "how often should i change the oil of my car"
@@ -153,6 +154,7 @@ def test_an_earlier_turn_is_read_while_the_last_ones_abstain_at_most_three_back(
         found = decide(judge, *thanks * back, OIL)
         assert found is not None
         assert (found.route == "oil") == (back <= 3)
+        assert found.turn == (back if back <= 3 else 0)  # the turn that decided, the newest where none did
 
 
 def test_no_turn_at_all_abstains(fitted: Classifier) -> None:
@@ -193,6 +195,33 @@ def test_all_turns_of_a_request_share_one_batch() -> None:
     memory = Memory.build([Exemplar("oil", OIL, "operator")], encoder=Letters())
     asyncio.run(Judge(None, memory, encoder).decide(["one", "two", "three", "four", "five"]))
     assert encoder.batches == [["one", "two", "three", "four"]]
+
+
+class Overloaded(Letters):
+    async def encode(self, texts: Sequence[str]) -> Floats:  # type: ignore[override]  # as above
+        raise EncoderOverloaded("256 texts wait for the encoder, at most 256 may")
+
+
+def test_the_encoder_is_not_asked_for_vectors_that_nothing_reads(fitted: Classifier) -> None:
+    encoder = Loop()
+    seen = [Exemplar(row.label, row.text, "operator") for row in routes_rows(30)[:3]]
+    memory = Memory.build(seen, is_seen=fitted.has_row, encoder=Letters())
+    assert asyncio.run(Judge(fitted, memory, encoder).decide([TABLE])) == fitted.scores(TABLE)
+    assert encoder.batches == []
+
+
+def test_an_overloaded_encoder_that_only_memory_uses_refuses_nobody(fitted: Classifier) -> None:
+    memory = Memory.build([Exemplar("oil", OIL, "operator")], is_seen=fitted.has_row, encoder=Letters())
+    for classifier in (fitted, None):
+        found = asyncio.run(Judge(classifier, memory, Overloaded()).decide([OIL]))
+        assert found is not None
+        assert (found.route, found.exemplar) == ("oil", text_digest(OIL))
+
+
+def test_an_overloaded_encoder_that_the_classifier_needs_refuses() -> None:
+    judge = Judge(fit_classifier(routes_rows(10), encoder=Meanings()), Memory.build(()), Overloaded())
+    with pytest.raises(EncoderOverloaded):
+        asyncio.run(judge.decide([TABLE]))
 
 
 def test_without_an_encoder_a_decision_never_waits(fitted: Classifier) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import router.judging
 from adapters.classifiers import promote_classifier, publish_classifier
 from adapters.corrections import correct
+from adapters.decisions import day_files
 from adapters.examples import add_examples
 from adapters.exemplars import exemplars_of
 from adapters.forget import forget_texts
@@ -144,6 +146,21 @@ def test_the_decision_log_names_the_exemplar_by_digest_and_never_its_text(
     (line,) = (tmp_path / "decisions.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["exemplar"] == text_digest(OIL)
     assert "change the oil" not in line
+
+
+def test_the_text_that_is_kept_is_that_of_the_turn_that_decided(home: Home, stock: Stock, tmp_path: Path) -> None:
+    async def scenario(gateway: Gateway) -> None:
+        add_examples(gateway.registry, "oil", [OIL], source="operator")
+        await caught_up(gateway)
+        for turns in ((OIL, "thanks"), ("thanks", OIL), ("thanks", "tell me a joke")):
+            request = replace(client_request("auto"), texts=turns)
+            async for _ in (await gateway.dispatcher.answer(request, "r-1")).reply.body:
+                pass
+
+    with_gateway(home, stock, scenario, decision_log=DecisionLog(tmp_path / "decisions.jsonl", text=True))
+    (kept,) = day_files(tmp_path / "decisions.jsonl").values()
+    lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    assert [line["text"] for line in lines] == [OIL, OIL, "thanks"]
 
 
 def test_a_memory_that_cannot_be_built_leaves_the_old_judge_says_so_and_is_tried_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import get_args
 
@@ -175,6 +176,12 @@ def test_the_base_answers_what_an_exemplar_gives_to_the_base() -> None:
     remembered = Judged(Scores("base", 0.9, 0.9, 0.8, exemplar="f" * 64), CLASSIFIER, EXEMPLARS)
     found = choose("auto", sql(), remembered)
     assert (found.engine_name, found.reason, found.exemplar) == (BASE, "abstained", "f" * 64)
+
+
+@pytest.mark.parametrize(("score", "threshold"), [(math.nan, 1.0), (2.0, math.nan), (math.nan, math.nan)])
+def test_the_base_answers_where_a_score_or_its_threshold_is_no_number(score: float, threshold: float) -> None:
+    found = choose("auto", sql(), Judged(Scores("sql", 0.9, score, threshold), CLASSIFIER, EXEMPLARS))
+    assert (found.engine_name, found.reason) == (BASE, "abstained")
 
 
 # -- what holds for all -------------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
+from ..errors import EncoderOverloaded
 from ..types import Scores
 from .classifier import BASE, MAX_EARLIER_TURNS, Classifier
 from .encoding import EncoderRef
@@ -44,13 +46,13 @@ class Judge:
     async def decide(self, turns: Sequence[str]) -> Scores | None:
         """The scores of user turns, newest first; `None` where there is nothing to judge by.
 
-        Without an encoder it does not wait at all. Raises what the encoder raises.
+        It waits only for vectors that something reads. Raises what the encoder raises; memory beside a classifier
+        that needs none does without them where too many texts wait.
         """
         read = turns[: 1 + MAX_EARLIER_TURNS]
         if self.classifier is None and not self.memory.entries:
             return None
-        vectors = None if self.encoder is None or not read else await self.encoder.encode(read)
-        return self.judge(read, vectors)
+        return self.judge(read, await self._vectors(read) if read else None)
 
     def judge(self, turns: Sequence[str], vectors: Floats | None = None) -> Scores:
         """`TEXT_RULE`: the first turn that does not abstain, else the newest one's scores.
@@ -62,11 +64,22 @@ class Judge:
         for at, turn in enumerate(turns[: 1 + MAX_EARLIER_TURNS]):
             scores = self._scores(turn, None if vectors is None else vectors[at])
             if not scores.abstains or scores.exemplar is not None:
-                return scores
+                return replace(scores, turn=at)
             newest = newest or scores
         if newest is None and self.classifier is not None:
             return self.classifier.decide_text(())
         return newest or EMPTY
+
+    async def _vectors(self, turns: Sequence[str]) -> Floats | None:
+        needed = self.classifier is not None and self.classifier.encoder is not None
+        if self.encoder is None or not (needed or self.memory.entries):
+            return None
+        try:
+            return await self.encoder.encode(turns)
+        except EncoderOverloaded:
+            if needed:
+                raise
+            return None
 
     def _scores(self, text: str, vector: Floats | None) -> Scores:
         scores = None
