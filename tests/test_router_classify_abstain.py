@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from router.classify.abstain import (
     DEFAULT_SCORE,
+    NOTHING_KNOWN,
     ScoreName,
     choose_score,
     conformal_threshold,
@@ -120,6 +121,28 @@ def test_strangers_place_the_threshold_where_rows_are_too_few_and_nothing_else()
     assert (alone.threshold, beside.threshold) == (pytest.approx(scores[0]), pytest.approx(scores[1]))
     assert (alone.temperature, alone.score_name) == (beside.temperature, beside.score_name)
     assert learn_abstention(rows, 0.5, strangers) == learn_abstention(rows, 0.5)
+
+
+def test_a_text_of_which_too_little_is_known_never_reaches_a_threshold() -> None:
+    """Two of four in-scope rows are silent: the smallest score of the others holds, however high the silent ones'."""
+    logits, targets = np.array([[9.0, 0.0], [9.0, 0.0], [1.0, 0.0], [2.0, 0.0]]), np.zeros(4, dtype=np.int64)
+    rows = Calibration(logits, targets, np.array([0.2, 0.3, 0.9, 0.9]), None)
+    learned = learn_abstention(rows, 0.6)
+    scores = decision_scores(learned.score_name, logits, learned.temperature, None)
+    assert learned.threshold == pytest.approx(scores[2])
+    assert rows.scores(learned.score_name, learned.temperature)[0] == NOTHING_KNOWN
+    encoded = Calibration(logits, targets, rows.known, None, by_words=False)
+    assert not encoded.silent.any()
+
+
+def test_where_the_other_routes_have_too_few_rows_the_pooled_threshold_holds() -> None:
+    """200 rows of label 0 have their own; for 99 % the other 20 are too few, ⌊0.01 · 221⌋ = the 2nd smallest of all."""
+    many, rest = 1 + np.arange(200) / 1000, np.arange(1, 21) / 1000
+    logits = np.vstack([np.stack([many, 0 * many], axis=1), np.stack([0 * rest, rest], axis=1)])
+    learned = learn_abstention(Calibration(logits, np.array([0] * 200 + [1] * 20), np.ones(220), None), 0.99)
+    scores = decision_scores(learned.score_name, logits, learned.temperature, None)
+    assert learned.holds
+    assert learned.threshold == pytest.approx(np.sort(scores)[1])
 
 
 def test_a_route_with_rows_enough_has_its_own_threshold_and_the_others_share_one() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import string
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,8 @@ from adapters.errors import BadInput
 from adapters.rows import LabelledText
 from router.classify.classifier import MAX_EARLIER_TURNS, Classifier
 from router.classify.confidence import Confidence
-from router.classify.fit import fit_classifier
+from router.classify.fit import fit_and_judge, fit_classifier
+from router.classify.general import unclaimed_prompts
 from router.classify.head import Head
 from router.errors import ClassifierInvalid
 from tests.classifier_rows import TALK, Meanings, base_rows, routes_rows
@@ -287,3 +289,38 @@ def test_an_explanation_names_the_words_that_weighed_most(with_base: Classifier)
     assert "sql answers" in found.reason
     assert "the base answers" in with_base.explain(TALK[0]).reason
     assert with_base.explain("").terms == ()
+
+
+@pytest.mark.parametrize("examples", [4, 40])
+def test_what_no_example_holds_anything_of_stays_on_the_base(examples: int) -> None:
+    rows = routes_rows(examples)
+    fitted = fit_classifier(rows, general=unclaimed_prompts(rows))
+    draw = random.Random(5)
+    letters = ["".join(draw.choices(string.ascii_lowercase, k=draw.randrange(3, 12))) for _ in range(300)]
+    texts = [" ".join(letters[at : at + 3]) for at in range(0, 300, 3)]
+    strange = ["Напиши стихотворение о зиме", "今日の天気はどうですか", "0x7f3a9c 0x1b2e", "ὁ δὲ ἀνεξέταστος βίος"]
+    routed = [text for text in [*texts, *strange] if not fitted.scores(text).abstains]
+    assert len(routed) <= 2
+
+
+def test_rows_that_differ_in_case_and_blanks_alone_are_held_out_together() -> None:
+    rows = routes_rows(20)
+    loud = [LabelledText(row.text.upper() + " ", row.label) for row in rows]
+    judged = fit_and_judge([*rows, *loud]).judged
+    alone = fit_and_judge(rows).judged
+    assert judged.accuracy == pytest.approx(alone.accuracy, abs=0.02)
+    in_scope, before = (one.logits.max(axis=1).mean() for one in (judged, alone))
+    assert in_scope == pytest.approx(before, rel=0.25)  # known rows would score far higher
+
+
+def test_calibration_rows_that_the_fit_knows_already_are_refused() -> None:
+    rows = routes_rows(5)
+    with pytest.raises(BadInput, match="none of the 15 rows to calibrate on is of a route and new to the fit"):
+        fit_classifier(rows, calibration=[LabelledText(row.text.title(), row.label) for row in rows])
+
+
+def test_held_out_evidence_is_silent_where_serving_is() -> None:
+    rows = [*routes_rows(10), *(LabelledText(sign * 3, "sql") for sign in "qxzjkv")]
+    fitted = fit_and_judge(rows)
+    said = {row.text: scores for row, scores in fitted.held_out}
+    assert all(said[sign * 3].abstains for sign in "qxzjkv")

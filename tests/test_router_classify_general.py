@@ -88,7 +88,8 @@ def test_they_are_held_out_in_turn_like_rows_and_are_evidence_of_what_the_base_k
     rows = routes_rows(6)
     prompts = unclaimed_prompts(rows, 200)
     fitted = fit_and_judge(rows, general=prompts)
-    assert Counter(row.label for row, _ in fitted.held_out) == {"booking": 6, "regex": 6, "sql": 6, BASE: len(prompts)}
+    assert Counter(row.label for row, _ in fitted.held_out) == {"booking": 6, "regex": 6, "sql": 6, BASE: 100}
+    assert len(prompts) > 150  # those who were made do not outvote the rows
     kept = [scores.abstains for row, scores in fitted.held_out if row.label == BASE]
     assert sum(kept) > 0.8 * len(kept)
     # Judged by weights that were taught a prompt itself, it would speak for the routes less.

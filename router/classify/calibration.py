@@ -12,6 +12,7 @@ import numpy as np
 from adapters.rows import LabelledText
 
 from .abstain import (
+    NOTHING_KNOWN,
     Flags,
     ScoreName,
     choose_score,
@@ -21,9 +22,9 @@ from .abstain import (
 )
 from .centroids import PrunedHead
 from .classifier import BASE
-from .confidence import Confidence, fit_confidence, known_share
+from .confidence import SPEAKS_FROM, Confidence, fit_confidence, known_share
 from .encoded import EncodedRows
-from .features import Features
+from .features import Features, reading
 from .head import Head, Labels, Scalars, fit_temperature
 
 NEGATIVES = frozenset({BASE, "oos"})
@@ -43,7 +44,8 @@ class Calibration:
     """`logits` (rows, labels) of unseen rows; `targets` (rows,): the column of each row's label.
 
     `known` (rows,) is the share of each text that is known (`confidence`). A negative has the column of the base
-    class, or `NEGATIVE` where none was learned. `rows` are the rows themselves.
+    class, or `NEGATIVE` where none was learned. `rows` are the rows themselves. `by_words`: no encoder speaks for a
+    text of which too little is known.
     """
 
     logits: Scalars
@@ -51,6 +53,20 @@ class Calibration:
     known: Scalars
     base: int | None
     rows: tuple[LabelledText, ...] = ()
+    by_words: bool = True
+
+    @property
+    def silent(self) -> Flags:
+        """(rows,) Which texts hold too little to judge them by."""
+        silent: Flags = (self.known < SPEAKS_FROM) & self.by_words
+        return silent
+
+    def scores(self, name: ScoreName, temperature: float) -> Scalars:
+        """(rows,) What the classifier compares with its threshold."""
+        found: Scalars = np.where(
+            self.silent, NOTHING_KNOWN, decision_scores(name, self.logits, temperature, self.base)
+        )
+        return found
 
     @property
     def negative(self) -> Flags:
@@ -103,28 +119,31 @@ def learn_abstention(rows: Calibration, coverage: float, strangers: Calibration 
     temperature = fit_temperature(rows.logits[labelled], rows.targets[labelled]) if labelled.any() else UNLEARNED
     confidence = fit_confidence(rows.logits[labelled], rows.known[labelled], rows.targets[labelled])
     name = choose_score(rows.logits, negative, temperature, rows.base)
-    scores = decision_scores(name, rows.logits, temperature, rows.base)
-    in_scope, negatives = scores[~negative], scores[negative]
-    if not len(in_scope):
+    scores = rows.scores(name, temperature)
+    in_scope, speaking = scores[~negative], scores[~negative & ~rows.silent]
+    if not len(speaking):
         return Abstention(temperature, confidence, name, threshold=None, own_thresholds={}, holds=False)
     own = _own_thresholds(rows, scores, coverage)
     shared = scores[~negative & ~np.isin(rows.tops, list(own))]
-    threshold = conformal_threshold(shared if len(shared) else in_scope, coverage)
+    found = [conformal_threshold(some, coverage) for some in (shared, in_scope) if len(some)]
+    threshold = next((one for one in found if one is not None), None)
     holds = threshold is not None
     if threshold is None:
-        others = [decision_scores(name, strangers.logits, temperature, strangers.base)] if strangers else []
-        outside = np.concatenate([negatives, *others])
-        threshold = separating_threshold(in_scope, outside) if len(outside) else float(in_scope.min())
-    return Abstention(temperature, confidence, name, threshold, own, holds)
+        others = [strangers.scores(name, temperature)] if strangers else []
+        outside = np.concatenate([scores[negative], *others])
+        threshold = separating_threshold(speaking, outside) if len(outside) else float(speaking.min())
+    return Abstention(temperature, confidence, name, max(threshold, float(speaking.min())), own, holds)
 
 
 def _own_thresholds(rows: Calibration, scores: Scalars, coverage: float) -> dict[int, float]:
     tops, counts = np.unique(rows.tops[~rows.negative], return_counts=True)
-    found = {
-        int(top): conformal_threshold(scores[~rows.negative & (rows.tops == top)], coverage)
-        for top in tops[counts >= OWN_THRESHOLD_ROWS]
-    }
-    return {top: threshold for top, threshold in found.items() if threshold is not None}
+    thresholds = {}
+    for top in tops[counts >= OWN_THRESHOLD_ROWS]:
+        its = scores[~rows.negative & (rows.tops == top)]
+        found = conformal_threshold(its, coverage)
+        if found is not None and found > NOTHING_KNOWN:
+            thresholds[int(top)] = found
+    return thresholds
 
 
 def apply(features: Features, head: Head | PrunedHead, rows: EncodedRows) -> Calibration:
@@ -140,16 +159,20 @@ def apply(features: Features, head: Head | PrunedHead, rows: EncodedRows) -> Cal
         logits[at] = head.logits(sparse, labelled.vector(at))
         known[at] = known_share(sparse)
     targets = np.array([columns[label] for label in labelled.labels], dtype=np.int64)
-    return Calibration(logits, targets, known, base, tuple(labelled.rows))
+    return Calibration(logits, targets, known, base, tuple(labelled.rows), by_words=labelled.vectors is None)
 
 
 def hold_out(rows: EncodedRows, taught: EncodedRows, fit: Fit, seed: int) -> tuple[Calibration, Calibration | None]:
     """Each row judged by a `fit` on the other folds: 5 in turn, or only the first of them with `MANY_ROWS`.
 
-    A label's only row stays in every fit, so that each knows all labels, and is not judged. Of `taught` only the rows
-    of the base are held out in turn, the general prompts: what is said of them comes second, `None` without any.
+    A label's only text stays in every fit, so that each knows all labels, and is not judged; nor is what is taught as
+    a route's name. Texts of one reading are on one side. Of `taught` only the rows of the base are held out in turn,
+    the general prompts: what is said of them comes second, `None` without any.
     """
-    folds = _folds(rows.rows, seed)
+    names = {reading(text) for text, label in zip(taught.texts, taught.labels, strict=True) if label != BASE}
+    folds = [
+        -1 if reading(text) in names else fold for text, fold in zip(rows.texts, _folds(rows.rows, seed), strict=True)
+    ]
     prompts = [at % FOLDS if label == BASE else -1 for at, label in enumerate(taught.labels)]
     judged: list[Calibration] = []
     strangers: list[Calibration] = []
@@ -167,6 +190,7 @@ def _together(parts: Sequence[Calibration]) -> Calibration:
         np.concatenate([part.known for part in parts]),
         parts[0].base,
         tuple(row for part in parts for row in part.rows),
+        parts[0].by_words,
     )
 
 
@@ -186,11 +210,14 @@ def row_digest(row: LabelledText, seed: int = 0) -> bytes:
 
 
 def _folds(rows: Sequence[LabelledText], seed: int) -> list[int]:
-    """A fold for each row, every label dealt evenly; −1 for a label's only row."""
-    counts = Counter(row.label for row in rows)
+    """A fold for each row, every label's readings dealt evenly; −1 where a label has no other."""
+    readings = [reading(row.text) for row in rows]
+    counts = Counter(label for label, _ in {(row.label, one) for row, one in zip(rows, readings, strict=True)})
+    alone = {one for row, one in zip(rows, readings, strict=True) if counts[row.label] == 1}
     dealt: Counter[str] = Counter()
-    folds: dict[LabelledText, int] = {}
-    for row in sorted(rows, key=lambda row: row_digest(row, seed)):
-        folds[row] = dealt[row.label] % FOLDS if counts[row.label] > 1 else -1
-        dealt[row.label] += 1
-    return [folds[row] for row in rows]
+    folds: dict[str, int] = dict.fromkeys(alone, -1)
+    for row, one in sorted(zip(rows, readings, strict=True), key=lambda pair: row_digest(pair[0], seed)):
+        if one not in folds:
+            folds[one] = dealt[row.label] % FOLDS
+            dealt[row.label] += 1
+    return [folds[one] for one in readings]

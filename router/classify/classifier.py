@@ -15,7 +15,7 @@ from ..errors import ClassifierInvalid
 from ..types import Scores
 from .abstain import NOTHING_KNOWN, ScoreName, decision_scores
 from .centroids import PrunedHead
-from .confidence import Confidence, known_share
+from .confidence import SPEAKS_FROM, Confidence, known_share
 from .encoded import Keys, row_key
 from .encoding import EncoderRef
 from .features import Features, Floats, Sparse
@@ -23,7 +23,7 @@ from .head import Head, Scalars, log_sum_exp
 
 BASE = "base"
 MAX_EARLIER_TURNS = 3
-NOTHING_TO_GO_BY = "no word or letter group of it occurs in any example: the base answers"
+NOTHING_TO_GO_BY = "too little of it occurs in any example: the base answers"
 TEXT_RULE = f"last user turn; while it abstains, earlier user turns, at most {MAX_EARLIER_TURNS} back"
 
 
@@ -95,7 +95,7 @@ class Classifier:
 
         Whoever computed them: the weights of another fit, for one.
         """
-        return self._scores(logits, known)
+        return self._scores(logits, known, silent=self.encoder is None and known < SPEAKS_FROM)
 
     def decide_text(self, turns: Sequence[str], vectors: Floats | None = None) -> Scores:
         """`text_rule` on user turns, newest first: the first that does not abstain, else the newest one's scores.
@@ -145,8 +145,10 @@ class Classifier:
         return self.head.logits(sparse, vector)
 
     def _silent(self, sparse: Sparse, text: str) -> bool:
-        """Whether there is nothing in `text` to judge it by."""
-        return not len(sparse.indices) and (self.encoder is None or not text.strip())
+        """Whether there is too little in `text` to judge it by: too few known words, or nothing to encode."""
+        if self.encoder is None:
+            return known_share(sparse) < SPEAKS_FROM
+        return not len(sparse.indices) and not text.strip()
 
     def _encoder_gain(self, vector: Floats | None, column: int) -> float | None:
         if vector is None:

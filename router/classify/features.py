@@ -46,6 +46,11 @@ def clip(text: str) -> str:
     return text.lower()
 
 
+def reading(text: str) -> str:
+    """What the features see of `text`: texts of one reading differ in case and blanks alone."""
+    return " ".join(clip(text).split())
+
+
 def word_terms(text: str) -> list[str]:
     """Words, punctuation marks and pairs of neighbours of a clipped text."""
     words = _WORD.findall(text)

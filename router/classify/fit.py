@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +21,7 @@ from .centroids import PrunedHead, fit_centroids
 from .classifier import BASE, Classifier
 from .encoded import EncodedRows, encode_rows, joined, row_keys
 from .encoding import Encoder, EncoderRef
-from .features import Features, Floats, fit_features
+from .features import Features, Floats, fit_features, reading
 from .head import Head, fit_head, stack
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FEW_EXAMPLES = 50  # a label with fewer keeps its rare terms in the vocabulary
 DEFAULT_COVERAGE = 0.99
+FEWEST_STRANGERS = 100
 MANY_LABELS = 500  # a regression takes 290 bytes per term and label while it is fitted: 3 GB at 300 labels of 10 rows
 # Where every route has a single example nothing can be held out: then a text must score a quarter of what an example
 # does. On CLINC150 val with one example a route that keeps 58 % of the texts in scope and 8 % of the others.
@@ -48,13 +49,18 @@ class Fitted:
 
     @property
     def held_out(self) -> list[tuple[LabelledText, Scores]]:
-        """Each calibration row and stranger with what is said of it by weights that never saw it."""
-        return [
-            (row, self.classifier.scores_of(logits, known))
-            for part in (self.judged, self.strangers)
-            if part is not None
-            for row, logits, known in zip(part.rows, part.logits, part.known.tolist(), strict=True)
-        ]
+        """Each calibration row with what is said of it by weights that never saw it, and as many strangers at most:
+        they are easier than what the base will see, and shall not outvote the rows.
+        """
+        every = [*self._said(self.judged)]
+        if self.strangers is not None:
+            most = max(FEWEST_STRANGERS, int((~self.judged.negative).sum()))
+            every += sorted(self._said(self.strangers), key=lambda pair: row_digest(pair[0]))[:most]
+        return every
+
+    def _said(self, part: Calibration) -> Iterator[tuple[LabelledText, Scores]]:
+        for row, logits, known in zip(part.rows, part.logits, part.known.tolist(), strict=True):
+            yield row, self.classifier.scores_of(logits, known)
 
 
 def fit_classifier(
@@ -77,7 +83,7 @@ def fit_and_judge(
     rows: Sequence[LabelledText],
     *,
     coverage: float = DEFAULT_COVERAGE,
-    calibration: Sequence[LabelledText] = (),
+    calibration: Sequence[LabelledText] | Calibration = (),
     seed: int = 0,
     encoder: Encoder | None = None,
     head: HeadName = "auto",
@@ -91,10 +97,10 @@ def fit_and_judge(
     what the base will see. Held out in turn they help to place the threshold where rows are too few for `coverage`.
 
     Temperature, score and threshold are learned on `calibration` where given (rows of labels that `rows` lack
-    and texts that `rows` hold are left out), else on rows held out in turn; `seed` deals those. With an `encoder`
-    its vectors are features too, each text encoded once.
-    Raises `BadInput` listing every problem of the rows, `ClassifierInvalid` where the head does not converge, and
-    what `encoder.encode` raises.
+    and texts that `rows` hold are left out; or what was said of rows already), else on rows held out in turn; `seed`
+    deals those. With an `encoder` its vectors are features too, each text encoded once.
+    Raises `BadInput` listing every problem of the rows, and where nothing in scope is left to calibrate on,
+    `ClassifierInvalid` where the head does not converge, and what `encoder.encode` raises.
     """
     distinct = distinct_rows(rows, coverage)
     encoded = encode_rows(distinct, encoder)
@@ -103,10 +109,13 @@ def fit_and_judge(
     fit = partial(_fit, fit_weights=fit_centroids if cheaper else fit_head)
     features, weights = fit(encoded, taught)
     strangers = None
-    if calibration:
-        fitted_on = {row.text for row in distinct}
-        fresh = [row for row in calibration if row.text not in fitted_on]
+    if isinstance(calibration, Calibration):
+        judged = calibration
+    elif calibration:
+        fitted_on = {reading(text) for text in (*encoded.texts, *taught.texts)}
+        fresh = [row for row in calibration if reading(row.text) not in fitted_on]
         judged = apply(features, weights, encode_rows(fresh, encoder))
+        _require_in_scope(judged, len(calibration))
     else:
         judged, strangers = hold_out(encoded, taught, fit, seed)
     learned = learn_abstention(judged, coverage, strangers)
@@ -167,6 +176,14 @@ def distinct_rows(rows: Sequence[LabelledText], coverage: float) -> list[Labelle
         raise BadInput("; ".join(problems[:20]), hint="give rows {text, label}, label = a route's name, base or oos")
     pairs = {(BASE if row.label in NEGATIVES else row.label, row.text) for row in rows}
     return [LabelledText(text, label) for label, text in sorted(pairs)]
+
+
+def _require_in_scope(judged: Calibration, given: int) -> None:
+    if judged.negative.all():
+        raise BadInput(
+            f"none of the {given} rows to calibrate on is of a route and new to the fit",
+            hint="give rows that are not among the examples, or leave calibration to held-out rows",
+        )
 
 
 def _names(rows: Sequence[LabelledText]) -> list[LabelledText]:

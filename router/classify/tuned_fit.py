@@ -9,22 +9,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 from adapters.rows import LabelledText
 
-from .artifact import digest_of
 from .calibration import row_digest
+from .classifier import BASE
 from .encoding import Encoder
+from .features import reading
 from .fit import DEFAULT_COVERAGE, Fitted, HeadName, distinct_rows, fit_and_judge
 
 Tune = Callable[[Sequence[LabelledText]], Encoder]
 HELD_OUT = 10  # one row in so many, at least one of each label that has two
-LEARNED = (
-    *("calibration_rows", "calibration_negatives", "held_out_accuracy"),
-    *("temperature", "confidence", "score", "threshold", "own_thresholds", "coverage_holds"),
-)
 
 
 def fit_tuned(
@@ -47,36 +43,28 @@ def fit_tuned(
     if calibration:
         return fit(rows, calibration=calibration, encoder=tune(rows))
     kept, held = split(rows, seed)
+    if all(row.label == BASE for row in held):
+        kept, held = rows, []
     encoder = tune(kept)
     judged = fit(kept, calibration=held, encoder=encoder)
     if not held:
         return judged
-    whole = fit(rows, calibration=held, encoder=encoder).classifier
-    learned = judged.classifier
-    classifier = replace(
-        whole,
-        temperature=learned.temperature,
-        confidence=learned.confidence,
-        score_name=learned.score_name,
-        threshold=learned.threshold,
-        own_thresholds=learned.own_thresholds,
-        summary={**whole.summary, **{key: learned.summary[key] for key in LEARNED}},
-    )
-    return Fitted(replace(classifier, digest=digest_of(classifier)), judged.judged)
+    return fit(rows, calibration=judged.judged, encoder=encoder)
 
 
 def split(rows: Sequence[LabelledText], seed: int) -> tuple[list[LabelledText], list[LabelledText]]:
-    """Rows to tune on and rows held out, each label dealt evenly; a label's only row is never held out.
+    """Rows to tune on and rows held out, each label dealt evenly; a label's only row is never held out, nor is a text
+    that differs from another in case and blanks alone.
 
     Does not depend on the order of `rows`; equal rows fall on one side.
     """
     ordered = sorted(set(rows), key=lambda row: row_digest(row, seed))
-    counts, texts = Counter(row.label for row in ordered), Counter(row.text for row in ordered)
+    counts, texts = Counter(row.label for row in ordered), Counter(reading(row.text) for row in ordered)
     left = {label: -(-count // HELD_OUT) if count > 1 else 0 for label, count in counts.items()}
     kept: list[LabelledText] = []
     held: list[LabelledText] = []
     for row in ordered:
-        if left[row.label] and texts[row.text] == 1:
+        if left[row.label] and texts[reading(row.text)] == 1:
             left[row.label] -= 1
             held.append(row)
         else:
