@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -184,10 +185,79 @@ def test_keys_of_rows_out_of_order_are_refused(folder: Path) -> None:
 
 def test_objects_and_pickles_are_refused_without_being_opened(folder: Path) -> None:
     replace_array(folder, "weights.npy", np.array([Bomb()], dtype=object))
-    with pytest.raises(ClassifierInvalid, match="no plain array"):
+    with pytest.raises(ClassifierInvalid, match=r"weights\.npy is"):
         load_classifier(folder)
     replace_file(folder, "weights.npy", pickle.dumps(Bomb()))
     with pytest.raises(ClassifierInvalid, match="no plain array"):
+        load_classifier(folder)
+
+
+HEADERS = (  # each made numpy.load raise something of its own
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (",
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (5L,) '''",
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999999,), }",
+    b"{'descr': [], 'fortran_order': False, 'shape': (5,), }",
+    b"{'descr': ('<f4',), 'fortran_order': False, 'shape': (5,), }",
+    b"{[]: 1}",
+    b"((((",
+    b"'" * 3,
+)
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("name", ["weights.npy", "idf.npy"])
+def test_a_header_that_is_not_what_we_write_is_refused(folder: Path, name: str, header: bytes) -> None:
+    for text in (header, header + b"\n"):
+        replace_file(folder, name, b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + b"\0" * 64)
+        with pytest.raises(ClassifierInvalid, match=name):
+            load_classifier(folder)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04" + b"x" * 200, b"\x93NUMPY\x01\x00", b"\x93NUMPY\x01\x00\xff\xff"])
+def test_an_archive_or_a_torn_array_is_refused(folder: Path, content: bytes) -> None:
+    replace_file(folder, "idf.npy", content)
+    with pytest.raises(ClassifierInvalid, match=r"idf\.npy is no plain array"):
+        load_classifier(folder)
+
+
+@pytest.mark.parametrize("more", [-4, 4])
+def test_an_array_with_fewer_or_more_numbers_than_its_header_says_is_refused(folder: Path, more: int) -> None:
+    content = (folder / "weights.npy").read_bytes()
+    replace_file(folder, "weights.npy", content[:more] if more < 0 else content + b"\0" * more)
+    with pytest.raises(ClassifierInvalid, match=r"weights\.npy is an array of"):
+        load_classifier(folder)
+
+
+@pytest.mark.parametrize("weight", [3e38, -3e38, 2e6])
+@pytest.mark.parametrize("name", ["weights.npy", "dense.npy"])
+def test_weights_whose_logits_could_be_infinite_are_refused(tmp_path: Path, name: str, weight: float) -> None:
+    save_classifier(fit_classifier(routes_rows(8), encoder=Meanings()), tmp_path / "saved")
+    array = np.array(np.load(tmp_path / "saved" / name))
+    array.flat[-1] = weight
+    replace_array(tmp_path / "saved", name, array)
+    with pytest.raises(ClassifierInvalid, match=f"{name} holds weights beyond"):
+        load_classifier(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-200, 1e200])
+def test_an_idf_that_would_make_a_request_fail_is_refused(folder: Path, value: float) -> None:
+    idf = np.array(np.load(folder / "idf.npy"))
+    replace_array(folder, "idf.npy", np.full_like(idf, value))
+    with pytest.raises(ClassifierInvalid, match=r"idf\.npy holds numbers outside"):
+        load_classifier(folder)
+    replace_array(folder, "idf.npy", idf)
+    rewrite(folder, lambda manifest: manifest.update(unseen_idf=value))
+    with pytest.raises(ClassifierInvalid, match=r"unseen_idf .* is outside"):
+        load_classifier(folder)
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(folder: Path, name: str) -> None:
+    if name != MANIFEST:
+        replace_file(folder, name, b"")  # a pipe has no bytes either
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ClassifierInvalid, match=f"{name} is no file"):
         load_classifier(folder)
 
 
@@ -214,6 +284,10 @@ def test_a_huge_header_or_shape_is_refused(folder: Path) -> None:
         ("threshold", 10**400, "threshold"),
         ("threshold", None, "threshold"),
         ("rows", -1, "rows"),
+        ("rows", 2**62, "rows is"),
+        ("rows", 2**40, r"rows\.npy is"),
+        ("rows", 10**400, "rows is"),
+        ("kept", 10**400, "kept is"),
         ("confidence", {"temperature": 0, "exponent": 1}, "confidence"),
         ("confidence", {"temperature": 1, "exponent": None}, "confidence"),
         ("own_thresholds", {"base": 1}, "own_thresholds"),
@@ -223,6 +297,12 @@ def test_a_huge_header_or_shape_is_refused(folder: Path) -> None:
         ("encoder", {**asdict(Meanings.ref), "dimension": 0}, "encoder"),
         ("encoder", {**asdict(Meanings.ref), "name": 7}, "encoder"),
         ("encoder", {**asdict(Meanings.ref), "dimension": True}, "encoder"),
+        ("encoder", {**asdict(Meanings.ref), "dimension": 2**55}, "encoder"),
+        ("encoder", {**asdict(Meanings.ref), "max_tokens": 2**70}, "encoder"),
+        *(
+            ("encoder", {**asdict(Meanings.ref), "digest": digest}, "encoder")
+            for digest in ("../../../etc", "/etc", "a\0b", "A" * 64, "0" * 63, "0" * 64 + "\n")
+        ),
         ("encoder", asdict(Meanings.ref), "dense.npy is"),
         ("unseen_idf", True, "unseen_idf"),
         ("score", "luck", "score"),
@@ -264,7 +344,12 @@ def test_a_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
         load_classifier(tmp_path / "nothing")
 
 
-@given(st.sampled_from([*FILES, MANIFEST]), st.binary(max_size=200), st.booleans())
+ANY_BYTES = st.builds(
+    bytes.__add__, st.sampled_from([b"", b"\x93NUMPY\x01\x00", b"PK\x03\x04"]), st.binary(max_size=200)
+)
+
+
+@given(st.sampled_from([*FILES, MANIFEST]), ANY_BYTES, st.booleans())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_bytes_in_any_file_do_more_than_be_refused(folder: Path, name: str, content: bytes, signed: bool) -> None:
     whole = {file: (folder / file).read_bytes() for file in [*FILES, MANIFEST]}

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import ClassifierInvalid
+from .arrays import read_array
 from .centroids import PrunedHead
 from .classifier import Classifier
 from .features import Floats, build_features
 from .head import Head
-from .manifest import Manifest, read_manifest, refuse
+from .manifest import IDF, Manifest, odd_file, read_manifest, refuse
 
-Number = TypeVar("Number", bound=np.number)
-MAX_HEADER_BYTES = 1_000  # of an .npy file; ours take 128
+MAX_WEIGHT = 1e6  # a fit's are thousands of times smaller; the logits of larger ones may be infinite
 
 
 def load_classifier(folder: Path, *, digest: str | None = None) -> Classifier:
@@ -30,20 +25,21 @@ def load_classifier(folder: Path, *, digest: str | None = None) -> Classifier:
     Raises `ClassifierInvalid` listing every problem; also where it is not the one named by `digest`.
     """
     manifest = read_manifest(folder, digest)
-    problems = [problem for name, one in manifest.files.items() for problem in _file_problems(folder / name, one)]
-    refuse(problems)
-    vocabulary = _vocabulary(folder / "vocabulary.json")
-    size, labels = sum(map(len, vocabulary)), len(manifest.labels)
-    weights = _weights(folder, size, manifest, problems)
+    refuse([problem for name, one in manifest.files.items() for problem in _file_problems(folder / name, one)])
+    problems: list[str] = []
+    words, characters = _vocabulary(folder / "vocabulary.json")
+    size, labels = len(words) + len(characters), len(manifest.labels)
     dimension = manifest.encoder.dimension if manifest.encoder else 0
-    dense = _array(folder / "dense.npy", np.float32, (dimension, labels), problems)
-    rows = _array(folder / "rows.npy", np.uint64, (manifest.rows,), problems)
+    dense = read_array(folder / "dense.npy", np.float32, (dimension, labels), problems)
+    rows = read_array(folder / "rows.npy", np.uint64, (manifest.rows,), problems)
+    idf = read_array(folder / "idf.npy", np.float64, (size,), problems)
+    head = _head(folder, size, manifest, dense, problems)
     if not (rows[1:] > rows[:-1]).all():
         problems.append("rows.npy is not ascending")
-    idf = _array(folder / "idf.npy", np.float64, (size,), problems)
+    if not ((idf >= IDF[0]) & (idf <= IDF[1])).all():
+        problems.append(f"idf.npy holds numbers outside of {IDF}")
     refuse(problems)
     values = idf.tolist()
-    words, characters = vocabulary
     features = build_features(
         dict(zip(words, values[: len(words)], strict=True)),
         dict(zip(characters, values[len(words) :], strict=True)),
@@ -51,7 +47,7 @@ def load_classifier(folder: Path, *, digest: str | None = None) -> Classifier:
     )
     return Classifier(
         features,
-        weights(dense),
+        head,
         manifest.temperature,
         manifest.confidence,
         manifest.score,
@@ -64,29 +60,31 @@ def load_classifier(folder: Path, *, digest: str | None = None) -> Classifier:
     )
 
 
-def _weights(folder: Path, size: int, manifest: Manifest, problems: list[str]) -> Callable[[Floats], Head | PrunedHead]:
-    """The head, once it is told its dense weights; `size` features."""
-    labels = manifest.labels
-    if manifest.kept is None:
-        weights = _array(folder / "weights.npy", np.float32, (size, len(labels)), problems)
-        return partial(Head, labels, weights)
-    values = _array(folder / "weights.npy", np.float32, (manifest.kept,), problems)
-    columns = _array(folder / "columns.npy", np.int32, (manifest.kept,), problems)
-    starts = _array(folder / "starts.npy", np.int64, (size + 1,), problems)
-    if len(columns) and not 0 <= columns.min() <= columns.max() < len(labels):
+def _head(folder: Path, size: int, manifest: Manifest, dense: Floats, problems: list[str]) -> Head | PrunedHead:
+    """`size` features"""
+    labels, kept = manifest.labels, manifest.kept
+    shape = (size, len(labels)) if kept is None else (kept,)
+    weights = read_array(folder / "weights.npy", np.float32, shape, problems)
+    for name, array in (("weights.npy", weights), ("dense.npy", dense)):
+        if max(array.max(initial=0), -array.min(initial=0)) > MAX_WEIGHT:
+            problems.append(f"{name} holds weights beyond ±{MAX_WEIGHT:.0e}")
+    if kept is None:
+        return Head(labels, weights, dense)
+    columns = read_array(folder / "columns.npy", np.int32, (kept,), problems)
+    starts = read_array(folder / "starts.npy", np.int64, (size + 1,), problems)
+    if not ((columns >= 0) & (columns < len(labels))).all():
         problems.append(f"columns.npy names labels beyond the {len(labels)} there are")
-    if starts[0] != 0 or starts[-1] != manifest.kept or not (starts[1:] >= starts[:-1]).all():
-        problems.append(f"starts.npy does not ascend from 0 to {manifest.kept}")
-    return partial(PrunedHead, labels, starts, columns, values)
+    if len(starts) and (starts[0] != 0 or starts[-1] != kept or not (starts[1:] >= starts[:-1]).all()):
+        problems.append(f"starts.npy does not ascend from 0 to {kept}")
+    return PrunedHead(labels, starts, columns, weights, dense)
 
 
 def _file_problems(path: Path, expected: tuple[int, str]) -> list[str]:
     size, sha256 = expected
     try:
-        if path.is_symlink():
-            return [f"{path.name} is a link"]
-        found = path.stat().st_size
-        if found != size:
+        if problem := odd_file(path):
+            return [problem]
+        if (found := path.stat().st_size) != size:
             return [f"{path.name} has {found} bytes, expected {size}"]
         with path.open("rb") as file:
             matches = hashlib.file_digest(file, "sha256").hexdigest() == sha256
@@ -98,7 +96,7 @@ def _file_problems(path: Path, expected: tuple[int, str]) -> list[str]:
 def _vocabulary(path: Path) -> tuple[list[str], list[str]]:
     try:
         value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ClassifierInvalid(f"{path.name} is not valid JSON ({error!s:.120})") from error
     blocks: list[list[str]] = []
     for key in ("words", "characters"):
@@ -109,22 +107,3 @@ def _vocabulary(path: Path) -> tuple[list[str], list[str]]:
             raise ClassifierInvalid(f"{path.name}: {key!r} repeats a term")
         blocks.append(terms)
     return blocks[0], blocks[1]
-
-
-def _array(path: Path, kind: type[Number], shape: tuple[int, ...], problems: list[str]) -> npt.NDArray[Number]:
-    """The array in `path`; a wrong one is described in `problems`."""
-    try:
-        # Not mapped where it is empty: an empty file region cannot be.
-        mode: Literal["r"] | None = "r" if math.prod(shape) else None
-        array: npt.NDArray[Number] = np.asarray(
-            np.load(path, mmap_mode=mode, allow_pickle=False, max_header_size=MAX_HEADER_BYTES)
-        )
-    except (OSError, ValueError, EOFError, MemoryError, SyntaxError) as error:
-        problems.append(f"{path.name} is no plain array ({error!s:.120})")
-        return np.zeros(shape, dtype=kind)
-    if array.dtype != kind or array.shape != shape:
-        problems.append(f"{path.name} is {array.dtype} {array.shape}, expected {np.dtype(kind)} {shape}")
-        return np.zeros(shape, dtype=kind)
-    if not np.isfinite(array).all():
-        problems.append(f"{path.name} holds NaN or Inf")
-    return array

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import NoReturn, TypeGuard, get_args
 
 from adapters.errors import InvalidName
 from adapters.rows import canonical_json, sha256_json
@@ -21,8 +23,13 @@ from .encoding import EncoderRef, Precision
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 MAX_MANIFEST_BYTES = 8 * 1024 * 1024
-ENCODER_FIELDS = f"name, digest, precision ({' or '.join(PRECISIONS)}), dimension and max_tokens"
+ENCODER_FIELDS = f"name, digest (sha256), precision ({' or '.join(PRECISIONS)}), dimension and max_tokens"
 MAX_NAME_CHARACTERS = 200
+MAX_COUNT = 2**40  # rows, weights
+MAX_DIMENSION = 2**16
+MAX_TOKENS = 2**20
+IDF = (1e-3, 1e3)  # a fit's are at least 1; beyond, squares of them end in 0 or infinity
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Manifest:
@@ -51,6 +58,8 @@ class Manifest:
         self.score = self._score()
         self.summary = self._mapping("summary")
         self.files = self._files()
+        if not IDF[0] <= self.unseen_idf <= IDF[1]:
+            self.problems.append(f"unseen_idf {self.unseen_idf} is outside of {IDF}")
         if not _within(self.temperature, TEMPERATURES):
             self.problems.append(f"temperature {self.temperature} is outside of {TEMPERATURES}")
 
@@ -76,8 +85,8 @@ class Manifest:
 
     def _count(self, key: str) -> int:
         found = self._value.get(key)
-        if type(found) is not int or found < 1:
-            self.problems.append(f"{key} is {found!r:.40}, expected a positive whole number")
+        if not is_count(found, MAX_COUNT):
+            self.problems.append(f"{key} is {found!r:.40}, expected a whole number from 1 to {MAX_COUNT}")
             return 1
         return found
 
@@ -144,6 +153,11 @@ def _within(value: float, bounds: tuple[float, float]) -> bool:
     return bounds[0] - 1e-6 <= value <= bounds[1] + 1e-6
 
 
+def is_count(found: object, most: int) -> TypeGuard[int]:
+    """Whether `found` is a whole number from 1 to `most`."""
+    return type(found) is int and 1 <= found <= most
+
+
 def number(found: object) -> float | None:
     """`found` where it is a finite number."""
     if isinstance(found, bool) or not isinstance(found, int | float):
@@ -159,11 +173,11 @@ def _encoder_ref(found: Mapping[str, object]) -> EncoderRef:
     """Raises `ValueError`."""
     name, digest, dimension, max_tokens = (found.get(key) for key in ("name", "digest", "dimension", "max_tokens"))
     precision = next((known for known in PRECISIONS if known == found.get("precision")), None)
-    if not isinstance(name, str) or not isinstance(digest, str) or precision is None:
+    if not isinstance(name, str) or len(name) > MAX_NAME_CHARACTERS or precision is None:
         raise ValueError
-    if not isinstance(dimension, int) or not isinstance(max_tokens, int) or min(dimension, max_tokens) < 1:
+    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
         raise ValueError
-    if max(len(name), len(digest)) > MAX_NAME_CHARACTERS or isinstance(dimension, bool) or isinstance(max_tokens, bool):
+    if not is_count(dimension, MAX_DIMENSION) or not is_count(max_tokens, MAX_TOKENS):
         raise ValueError
     return EncoderRef(name, digest, precision, dimension, max_tokens)
 
@@ -172,8 +186,8 @@ def read_manifest(folder: Path, digest: str | None) -> Manifest:
     """The manifest in `folder`, the one with `digest` where given. Raises `ClassifierInvalid` with every problem."""
     path = folder / MANIFEST
     try:
-        if path.is_symlink():
-            raise ClassifierInvalid(f"{MANIFEST} is a link")
+        if problem := odd_file(path):
+            raise ClassifierInvalid(problem)
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ClassifierInvalid(f"{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
         value = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
@@ -189,6 +203,14 @@ def read_manifest(folder: Path, digest: str | None) -> Manifest:
         manifest.problems.append(f"this is classifier {manifest.digest[:16]}, expected {digest[:16]}")
     refuse(manifest.problems)
     return manifest
+
+
+def odd_file(path: Path) -> str | None:
+    """What is wrong with `path` if it is anything but a file: a link leads elsewhere, a pipe never ends."""
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return f"{path.name} is a link"
+    return None if stat.S_ISREG(mode) else f"{path.name} is no file"
 
 
 def _refuse_constant(name: str) -> NoReturn:
