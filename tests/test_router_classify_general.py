@@ -59,9 +59,18 @@ def test_prompts_that_a_route_claims_are_left_to_it() -> None:
     assert joking(unclaimed_prompts(routes_rows(20), 3_000)) == drawn
 
 
-def test_none_are_given_where_there_are_base_rows() -> None:
-    assert unclaimed_prompts(routes_rows(5) + base_rows()) == []
-    assert unclaimed_prompts([*routes_rows(5), LabelledText("anything", "oos")]) == []
+def test_none_are_given_where_there_are_base_rows_enough() -> None:
+    enough = [LabelledText(f"anything {at}", "oos") for at in range(10)]
+    assert unclaimed_prompts(routes_rows(5) + enough) == []
+    assert unclaimed_prompts(routes_rows(5) + enough[:9]) == unclaimed_prompts(routes_rows(5))
+
+
+def test_a_first_base_row_is_no_class_of_its_own_beside_them() -> None:
+    rows = [*routes_rows(20), LabelledText("what is a table of contents", BASE)]
+    beside = fit_classifier(rows, general=unclaimed_prompts(rows))
+    assert beside.base_column is None
+    assert beside.summary["calibration_negatives"] == 0  # a label's only row is not held out
+    assert fit_classifier(rows).base_column is not None
 
 
 def test_routes_of_a_single_example_claim_what_is_nearly_the_same() -> None:

@@ -29,6 +29,7 @@ from .head import Head, Labels, Scalars, fit_temperature
 
 NEGATIVES = frozenset({BASE, "oos"})
 NEGATIVE = -1
+ENOUGH_BASE_ROWS = 10  # fewer base rows make no class of their own beside general prompts
 FOLDS = 5
 UNLEARNED = 0.05  # a score's temperature without rows: the energy is then the top logit, whatever the logits' scale
 OWN_THRESHOLD_ROWS = 200  # fewer cannot place a route's own threshold

@@ -16,7 +16,16 @@ from adapters.types import parse_route_name
 
 from ..types import Scores
 from .artifact import digest_of
-from .calibration import NEGATIVES, Abstention, Calibration, apply, hold_out, learn_abstention, row_digest
+from .calibration import (
+    ENOUGH_BASE_ROWS,
+    NEGATIVES,
+    Abstention,
+    Calibration,
+    apply,
+    hold_out,
+    learn_abstention,
+    row_digest,
+)
 from .centroids import PrunedHead, fit_centroids
 from .classifier import BASE, Classifier
 from .encoded import EncodedRows, encode_rows, joined, row_keys
@@ -93,7 +102,7 @@ def fit_and_judge(
 
     `head`: a regression, the cheaper centroids, or `auto`: centroids for more than `MANY_LABELS` labels.
     `general`: prompts that belong to no route (`general.unclaimed_prompts`). They teach the routes' weights what not
-    to listen to, as a class beside them whose own weights are dropped where `rows` have no base class: they are not
+    to listen to, as a class beside them whose own weights are dropped where `rows` have few base rows: they are not
     what the base will see. Held out in turn they help to place the threshold where rows are too few for `coverage`.
 
     Temperature, score and threshold are learned on `calibration` where given (rows of labels that `rows` lack
@@ -106,7 +115,8 @@ def fit_and_judge(
     encoded = encode_rows(distinct, encoder)
     cheaper = head == "centroids" or (head == "auto" and len({row.label for row in distinct}) > MANY_LABELS)
     taught = encode_rows([*_names(distinct), *(LabelledText(text, BASE) for text in sorted(set(general)))], encoder)
-    fit = partial(_fit, fit_weights=fit_centroids if cheaper else fit_head)
+    has_base = BASE in encoded.labels and (not general or encoded.labels.count(BASE) >= ENOUGH_BASE_ROWS)
+    fit = partial(_fit, fit_weights=fit_centroids if cheaper else fit_head, has_base=has_base)
     features, weights = fit(encoded, taught)
     strangers = None
     if isinstance(calibration, Calibration):
@@ -192,13 +202,15 @@ def _names(rows: Sequence[LabelledText]) -> list[LabelledText]:
     return [LabelledText(re.sub(r"[\W_]+", " ", route), route) for route in routes] if len(routes) > 1 else []
 
 
-def _fit(rows: EncodedRows, taught: EncodedRows, fit_weights: FitWeights) -> tuple[Features, Head | PrunedHead]:
+def _fit(
+    rows: EncodedRows, taught: EncodedRows, fit_weights: FitWeights, has_base: bool
+) -> tuple[Features, Head | PrunedHead]:
     every = joined(rows, taught)
     counts = Counter(every.labels)
     features = fit_features(every.texts, [counts[label] < FEW_EXAMPLES for label in every.labels])
     matrix = stack([features.transform(text) for text in every.texts], features.size)
     head = fit_weights(matrix, every.vectors, every.labels)
-    return features, head if BASE in rows.labels else head.without(BASE)
+    return features, head if has_base else head.without(BASE)
 
 
 def _summary(rows: Sequence[LabelledText], judged: Calibration, learned: Abstention) -> dict[str, object]:

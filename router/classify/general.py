@@ -20,7 +20,7 @@ import numpy as np
 
 from adapters.rows import LabelledText
 
-from .calibration import NEGATIVES
+from .calibration import ENOUGH_BASE_ROWS, NEGATIVES
 from .features import fit_features
 from .head import stack
 from .means import ClassMeans
@@ -58,15 +58,16 @@ def general_prompts(count: int, seed: int = 0) -> list[str]:
 
 
 def unclaimed_prompts(rows: Sequence[LabelledText], count: int | None = None, seed: int = 0) -> list[str]:
-    """General prompts that no route of `rows` may claim; none where `rows` hold base or oos rows.
+    """General prompts that no route of `rows` may claim; none where `rows` hold base or oos rows enough.
 
     Drawn are `count`, by default four a row, from 200 to 1,000.
     A route claims a prompt that is as similar to the mean of its examples as three in four of its own examples are
     (each to the mean of the others): a route for travel keeps its travellers. So that a route of examples that have
     nothing in common does not claim everything, two thirds of what three in four of all examples reach is asked too.
     """
-    if any(row.label in NEGATIVES for row in rows) or not rows:
+    if sum(row.label in NEGATIVES for row in rows) >= ENOUGH_BASE_ROWS or not rows:
         return []
+    rows = [row for row in rows if row.label not in NEGATIVES]
     distinct = list(dict.fromkeys(rows))
     prompts = general_prompts(count or max(FEWEST, min(MOST, PROMPTS_PER_ROW * len(distinct))), seed)
     features = fit_features([*(row.text for row in distinct), *prompts], [True] * (len(distinct) + len(prompts)))
