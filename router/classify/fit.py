@@ -1,4 +1,4 @@
-"""Rows in, classifier out. The same rows, in any order, give the same digest."""
+"""Rows in, classifier out. On one kind of processor the same rows, in any order, give the same digest."""
 
 from __future__ import annotations
 
