@@ -12,9 +12,9 @@ import click
 from .command import PATH, open_home, wait_clock
 from .convergence import wait_exemplars
 from .corrections import Corrected, correct, corrections_in_force, remove_corrections
-from .decisions import blank_texts, find_text
-from .errors import BadInput
-from .exemplars import exemplars_of
+from .decisions import blank_texts, find_text, require_writable
+from .errors import BadInput, RegistryUnavailable
+from .exemplars import BASE_LABEL, exemplars_of
 from .feedback import Choice, accept_feedback, reject_feedback, waiting_feedback
 from .forget import Forgotten, forget_texts
 from .home import Home, home_options
@@ -145,15 +145,26 @@ def remove(home: Home, digests: tuple[str, ...], why: str | None) -> None:
 @home_options
 def forget(home: Home, name: str, decision_log: Path | None, why: str | None) -> None:
     """Delete all texts given for NAME for good: examples, corrections, feedback. Its versions and history stay."""
+    if decision_log is not None:
+        require_writable(decision_log)  # afterwards nothing knows any more which texts to blank there
     registry, _ = open_home(home)
     done = forget_texts(registry, name, why=why)
     others = [f"{n} {what}" for n, what in ((done.corrections, "corrections"), (done.feedback, "waiting")) if n]
-    click.echo(", ".join([f"{done.examples} examples of {name} deleted", *others]))
+    said = [", ".join([f"{done.examples} examples of {name} deleted", *others])]
+    if decision_log is not None:
+        blanked = blank_texts(decision_log, lambda decision: _is_forgotten(decision, name, done))
+        said.append(f"{blanked} texts blanked in the decision log")
+    if done.unscrubbed is not None:
+        raise RegistryUnavailable("; ".join([*said, done.unscrubbed.message]), hint=done.unscrubbed.hint)
+    click.echo("\n".join(said))
     if decision_log is None:
-        note("running gateways blank texts that were routed to it in their decision logs; --decision-log does so now")
-        return
-    blanked = blank_texts(decision_log, lambda decision: _is_forgotten(decision, name, done))
-    click.echo(f"{blanked} texts blanked in the decision log")
+        note(_what_logs_keep(name))
+
+
+def _what_logs_keep(name: str) -> str:
+    if name == BASE_LABEL:
+        return "no gateway blanks these texts in its decision log by itself; --decision-log does"
+    return "running gateways blank texts that were routed to it in their decision logs; --decision-log does so now"
 
 
 def _is_forgotten(decision: Mapping[str, object], name: str, done: Forgotten) -> bool:

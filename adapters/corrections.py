@@ -37,7 +37,7 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class Corrected:
-    """What a correction did. `known` texts had their label already; `lost` counts what each label had to give."""
+    """What a correction did. `known` texts were corrected so already; `lost` counts what each label had to give."""
 
     event: Event | None
     added: int
@@ -64,7 +64,8 @@ def put_corrections(
 ) -> Corrected:
     """Put checked corrections in force, inside a transaction; of two for one text the later holds.
 
-    One event for each label that gained or lost a text.
+    A text that is an example of that label is corrected all the same: it would not come up here were it routed right,
+    and corrections speak where examples only compete. One event for each label that gained or lost a text.
     """
     moves: defaultdict[str, _Moves] = defaultdict(_Moves)
     serial = connection.execute(select(schema.registry.c.serial)).scalar_one() + 1  # of this change's first event
@@ -72,14 +73,12 @@ def put_corrections(
     known, added = 0, 0
     for one in exemplars:
         digest = text_digest(one.text)
-        before = labels_of(connection, digest)
-        if before == {one.label}:
+        if is_corrected(connection, digest, one.label):
             known += 1
         else:
             added += 1
-            if one.label not in before:
-                moves[one.label].gained.append(digest)
-            for label in before - {one.label}:
+            moves[one.label].gained.append(digest)
+            for label in labels_of(connection, digest) - {one.label}:
                 moves[label].lost.append(digest)
             _put(connection, digest, one, stamp)
         waiting = schema.feedback
@@ -123,7 +122,7 @@ def remove_corrections(journal: Journal, digests: Sequence[str], *, why: str | N
             for other in labels_of(connection, digest) - {label}:
                 moves[other].gained.append(digest)
         _append_moves(journal, connection, "correction_removed", moves, why)
-    scrub(journal, table)
+    scrub(journal, table, schema.feedback)  # where it came from there
     return len(chosen)
 
 
@@ -131,6 +130,13 @@ def require_label(connection: Connection, label: str) -> None:
     """Raise `NotFound` unless `label` is `base` or a route."""
     if label != BASE_LABEL:
         require_route(connection, label)
+
+
+def is_corrected(connection: Connection, digest: str, label: str) -> bool:
+    """Whether a correction in force says that the text belongs to `label`."""
+    table = schema.corrections
+    found = select(table.c.label).where(table.c.text_digest == digest)
+    return connection.execute(found).scalar() == label
 
 
 def labels_of(connection: Connection, digest: str) -> set[str]:

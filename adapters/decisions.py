@@ -48,6 +48,15 @@ def log_files(path: Path) -> list[Path]:
     return found
 
 
+def require_writable(path: Path) -> None:
+    """Raise `BadInput` unless there is a log, and each of its files can be blanked."""
+    for file in log_files(path):
+        try:
+            file.open("r+b").close()
+        except OSError as error:
+            raise BadInput(f"cannot blank {file.name}: {error.strerror}", hint="check its permissions") from error
+
+
 def read_decisions(path: Path) -> Iterator[Mapping[str, object]]:
     """All decisions of a log, oldest first; lines that a full disk cut short are left out. Raises `BadInput`."""
     for file in log_files(path):

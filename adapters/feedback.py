@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, select, true, update
 
 from . import schema
-from .corrections import Corrected, labels_of, put_corrections, require_label
+from .corrections import Corrected, is_corrected, put_corrections, require_label
 from .errors import NotFound, QueueFull
 from .examples import require_texts
 from .exemplars import BASE_LABEL, Exemplar
@@ -47,7 +47,7 @@ class Choice:
 
 
 def queue_feedback(journal: Journal, label: str, text: str, *, source: str) -> None:
-    """Propose that `text` belongs to `label`. What is known or waits already changes nothing but its count.
+    """Propose that `text` belongs to `label`. What is corrected so or waits already changes nothing but its count.
 
     Raises `NotFound` for a route that is not there, `BadInput`, and `QueueFull`: nothing waiting is ever dropped.
     """
@@ -62,7 +62,7 @@ def queue_feedback(journal: Journal, label: str, text: str, *, source: str) -> N
             connection.execute(update(table).where(mine).values(times=min(times + 1, _MAX_TIMES)))
             return
         _require_room(connection, source[:200])
-        if labels_of(connection, digest) == {label}:
+        if is_corrected(connection, digest, label):
             return
         values = {"label": label, "text_digest": digest, "text": text, "source": source[:200], "times": 1}
         connection.execute(insert(table).values(**values, time=journal.now()))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, Select, Table, delete, or_, select
 
 from . import schema
+from .errors import RegistryUnavailable
 from .exemplars import BASE_LABEL
 from .journal import Journal, require_route
 from .scrub import scrub
@@ -15,20 +16,25 @@ from .types import Event
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What was deleted: how many texts of each kind, and the digests of them all."""
+    """What was deleted: how many texts of each kind, and the digests of them all.
+
+    `unscrubbed` says why the database's files still hold their bytes, `None` where they do not.
+    """
 
     event: Event
     examples: int
     corrections: int
     feedback: int
     digests: frozenset[str]
+    unscrubbed: RegistryUnavailable | None
 
 
 def forget_texts(journal: Journal, name: str, *, why: str | None = None) -> Forgotten:
     """Delete all text of a route, or of `base`: rows, free pages and write-ahead log. Versions and history stay.
 
     Goes: its examples, corrections to it, feedback that waits for it, and corrections and feedback that took one of
-    its examples elsewhere. What another route has as an example of its own stays there.
+    its examples elsewhere. What another route has as an example of its own stays there. A reader in the way of the
+    last step raises nothing: the rows are gone, and only what is returned can still tell which they were.
     """
     examples, corrections, feedback = schema.examples, schema.corrections, schema.feedback
     with journal.transaction() as connection:
@@ -40,9 +46,17 @@ def forget_texts(journal: Journal, name: str, *, why: str | None = None) -> Forg
         removed = _delete(connection, examples, examples.c.route == name)
         payload = {"removed": len(removed), "corrections": len(corrected), "feedback": len(waiting)}
         event = _append(journal, connection, name, why, payload)
-    scrub(journal, examples, corrections, feedback)
+    unscrubbed = _unscrubbed(journal, examples, corrections, feedback)
     digests = frozenset([*removed, *corrected, *waiting])
-    return Forgotten(event, len(removed), len(corrected), len(waiting), digests)
+    return Forgotten(event, len(removed), len(corrected), len(waiting), digests, unscrubbed)
+
+
+def _unscrubbed(journal: Journal, *tables: Table) -> RegistryUnavailable | None:
+    try:
+        scrub(journal, *tables)
+    except RegistryUnavailable as error:
+        return error
+    return None
 
 
 def _of(table: Table, name: str, own: Select[str]) -> ColumnElement[bool]:

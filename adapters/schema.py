@@ -10,6 +10,8 @@ both versions can share it while a fleet is being upgraded.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sqlite3
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,7 @@ from sqlalchemy import (
     make_url,
     select,
 )
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from .errors import RegistryUnavailable
@@ -146,7 +149,9 @@ gateways = Table(
 def connect(url: str, *, create: bool = True, busy_timeout_ms: int | None = None) -> Engine:
     """Open the registry at `url`, and make it where it is new; raises `RegistryUnavailable` with the reason.
 
-    Without `create` one that is not there is not made either. SQLite waits `busy_timeout_ms` for other writers.
+    Without `create` one that is not there is not made either. `busy_timeout_ms` bounds what is waited for other
+    writers; on PostgreSQL also a whole statement and, in whole seconds, the connection. Without it SQLite waits ten
+    seconds, PostgreSQL as long as its administrator says.
     """
     try:
         parsed = make_url(url)
@@ -154,7 +159,7 @@ def connect(url: str, *, create: bool = True, busy_timeout_ms: int | None = None
             timeout_ms = BUSY_TIMEOUT_MS if busy_timeout_ms is None else busy_timeout_ms
             engine = _sqlite(url, parsed.database, create=create, busy_timeout_ms=timeout_ms)
         else:
-            engine = create_engine(url, pool_pre_ping=True)
+            engine = _server(url, busy_timeout_ms)
         _prepare(engine, create=create)
     except (SQLAlchemyError, ImportError, OSError) as error:
         reason = error.orig if isinstance(error, DBAPIError) else error
@@ -162,6 +167,22 @@ def connect(url: str, *, create: bool = True, busy_timeout_ms: int | None = None
             f"cannot open the registry: {reason}", hint="check --registry, --home and their permissions"
         ) from error
     return engine
+
+
+def _server(url: str, busy_timeout_ms: int | None) -> Engine:
+    if busy_timeout_ms is None:
+        return create_engine(url, pool_pre_ping=True)
+    seconds = max(1, math.ceil(busy_timeout_ms / 1000))
+    engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": seconds})
+    event.listen(engine, "connect", partial(_server_connected, busy_timeout_ms))
+    return engine
+
+
+def _server_connected(busy_timeout_ms: int, connection: DBAPIConnection, _record: object) -> None:
+    with contextlib.closing(connection.cursor()) as cursor:
+        for name in ("lock_timeout", "statement_timeout"):
+            cursor.execute(f"SET {name} = {busy_timeout_ms}")
+    connection.commit()  # else the pool's first rollback takes them back
 
 
 def _sqlite(url: str, database: str | None, *, create: bool, busy_timeout_ms: int) -> Engine:

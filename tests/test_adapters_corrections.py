@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import text as sql
+from sqlalchemy.exc import OperationalError
 
+from adapters import examples, schema
 from adapters import feedback as queue
-from adapters import schema
 from adapters.cli_route import route as route_group
 from adapters.corrections import OPERATOR, correct, corrections_in_force, remove_corrections
+from adapters.decisions import read_decisions
 from adapters.errors import BadInput, BranchlineError, NotFound, QueueFull, RegistryUnavailable
 from adapters.examples import add_examples, examples_of
 from adapters.exemplars import Exemplar, exemplars_changed, exemplars_of
@@ -118,7 +120,19 @@ def test_a_correction_that_is_removed_gives_the_example_back(anywhere: Registry)
         remove_corrections(anywhere, ["00000000"])
 
 
-def test_what_has_its_label_already_changes_nothing(registry: Registry) -> None:
+def test_an_example_that_is_routed_elsewhere_can_be_corrected_to_its_own_route(anywhere: Registry) -> None:
+    serial = anywhere.serial()
+    done = correct(anywhere, "sql", ["count the users"])
+    assert (done.added, done.known, done.lost) == (1, 0, {})
+    assert [(one.label, one.text) for one in corrections_in_force(anywhere)] == [("sql", "count the users")]
+    assert exemplars_changed(anywhere.view(after=serial))  # so that gateways learn of it
+    queue_feedback(anywhere, "sql", "list all orders", source="feedback:ann")
+    assert accept_feedback(anywhere, Choice()).added == 1
+    assert len(corrections_in_force(anywhere)) == 2
+
+
+def test_what_is_corrected_so_already_changes_nothing(registry: Registry) -> None:
+    correct(registry, "sql", ["count the users"])
     serial = registry.serial()
     done = correct(registry, "sql", ["count the users"])
     assert (done.event, done.added, done.known, registry.serial()) == (None, 0, 1, serial)
@@ -140,7 +154,10 @@ def test_of_two_routes_with_the_same_example_a_correction_keeps_it_for_one(regis
     before = registry.serial()
     assert correct(registry, "sql", ["count the users"]).lost == {"regex": 1}
     digest = text_digest("count the users")
-    assert kinds(registry, before) == [("corrected", "regex", {"gained": [], "lost": [digest]})]
+    assert kinds(registry, before) == [
+        ("corrected", "regex", {"gained": [], "lost": [digest]}),
+        ("corrected", "sql", {"gained": [digest], "lost": []}),
+    ]
     assert [one.label for one in exemplars_of(registry).rows if one.text == "count the users"] == ["sql"]
 
 
@@ -212,10 +229,10 @@ def test_the_same_proposal_collapses_into_one_that_is_counted(anywhere: Registry
 
 
 def test_a_proposal_of_what_is_known_does_not_wait(registry: Registry) -> None:
-    queue_feedback(registry, "sql", "count the users", source="feedback:ann")
-    assert waiting_feedback(registry) == []
     queue_feedback(registry, "base", "hello", source="feedback:ann")
     correct(registry, "base", ["hello"])
+    assert waiting_feedback(registry) == []
+    queue_feedback(registry, "base", "hello", source="feedback:ann")
     assert waiting_feedback(registry) == []
 
 
@@ -364,6 +381,62 @@ def test_no_byte_of_it_is_left_in_the_tables_of_a_postgresql(server: str) -> Non
     registry.close()
 
 
+@pytest.mark.parametrize("kept_as", ["correction", "example"])
+def test_a_proposal_that_was_accepted_leaves_no_byte_where_it_waited(server: str, kept_as: str) -> None:
+    _empty(server)
+    registry = next(_filled(server))
+    text = "SECRET-" + "x" * 500
+    queue_feedback(registry, "regex", text, source="feedback:ann")
+    accept_feedback(registry, Choice())
+    if kept_as == "example":
+        add_examples(registry, "regex", [text], source="operator")
+    remove_corrections(registry, [text_digest(text)])
+    if kept_as == "example":
+        examples.remove_examples(registry, "regex", [text])
+    files = Path(str(registry.engine.url.query["host"])) / "data" / "base"
+    with registry.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(sql("CHECKPOINT"))
+    assert [file.name for file in files.rglob("*") if file.is_file() and b"SECRET-" in file.read_bytes()] == []
+    registry.close()
+
+
+def logged(folder: Path, *texts: str) -> Path:
+    lines = [{"request_id": f"r-{place}", "route": None, "text": one} for place, one in enumerate(texts)]
+    file = folder / "decisions.2026-01-31.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "decisions.jsonl"
+
+
+def test_a_reader_in_the_way_does_not_keep_the_log_from_being_blanked(
+    command: Command, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "BUSY_TIMEOUT_MS", 50)
+    log = logged(home, "count the users", "other")
+    url = f"sqlite:///{home / 'registry.db'}"
+    impatient = Registry.open_existing(url, actor="ann", busy_timeout_ms=10)
+    reader = sqlite3.connect(home / "registry.db", isolation_level=None)
+    reader.execute("BEGIN").execute("SELECT * FROM examples").fetchall()
+    assert "still holds its bytes" in str(forget_texts(impatient, "regex").unscrubbed)
+    result = command("forget", "sql", "--decision-log", str(log))
+    assert refusal(result).startswith("2 examples of sql deleted; 1 texts blanked in the decision log; the text is")
+    assert [one.get("text") for one in read_decisions(log)] == ["", "other"]
+    reader.close()
+    impatient.close()
+    assert command("forget", "sql").exit_code == 0
+
+
+def test_forgetting_the_base_does_not_promise_what_gateways_leave_alone(command: Command) -> None:
+    assert "no gateway blanks these texts" in command("forget", "base").stderr
+    assert "running gateways blank" in command("forget", "sql").stderr
+
+
+def test_a_mistyped_decision_log_is_refused_before_anything_is_deleted(command: Command, home: Path) -> None:
+    assert "no decision log" in refusal(command("forget", "sql", "--decision-log", str(home / "decisoins.jsonl")))
+    (home / "blocked.2026-01-31.jsonl").mkdir()
+    assert "cannot blank" in refusal(command("forget", "sql", "--decision-log", str(home / "blocked.jsonl")))
+    assert len(json.loads(command("examples", "list", "sql", "--json").stdout)) == 2
+
+
 # -- registries from before, and none ----------------------------------------------------------------------------------
 
 
@@ -392,6 +465,23 @@ def test_a_registry_that_must_exist_is_not_made(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
     with sqlite3.connect(tmp_path / "empty.db") as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
+
+
+def test_a_postgresql_that_is_locked_is_waited_for_no_longer_than_was_said(server: str) -> None:
+    """The lock is never given back: without the bound this would wait for good."""
+    _empty(server)
+    registry = next(_filled(server))
+    patient = Registry.open_existing(server, actor="gateway", busy_timeout_ms=50)
+    with registry.engine.begin() as connection:
+        connection.execute(sql("SELECT serial FROM registry FOR UPDATE"))
+        for _ in range(2):  # on a connection that the pool gave out before, too
+            with pytest.raises(RegistryUnavailable, match="timeout"):
+                queue_feedback(patient, "sql", "x", source="feedback:ann")
+    with patient.reading() as connection, pytest.raises(OperationalError, match="statement timeout"):
+        connection.execute(sql("SELECT pg_sleep(60)"))
+    queue_feedback(patient, "sql", "x", source="feedback:ann")
+    patient.close()
+    registry.close()
 
 
 # -- the command line --------------------------------------------------------------------------------------------------

@@ -49,8 +49,7 @@ class CorrectionsMachine(RuleBasedStateMachine):
 
     def settle(self, label: str, text: str) -> None:
         """What a correction does, whoever made it."""
-        if self.labels(text) != {label}:
-            self.corrected[text] = label
+        self.corrected[text] = label
         self.queue = [one for one in self.queue if one != (label, text)]
 
     @rule(route=ROUTES, text=TEXTS)
@@ -80,7 +79,7 @@ class CorrectionsMachine(RuleBasedStateMachine):
     @rule(label=LABELS, text=TEXTS)
     def propose(self, label: str, text: str) -> None:
         queue_feedback(self.registry, label, text, source="feedback:ann")
-        if (label, text) not in self.queue and self.labels(text) != {label}:
+        if (label, text) not in self.queue and self.corrected.get(text) != label:
             self.queue.append((label, text))
 
     @rule(places=st.sets(st.integers(0, 5)), accepted=st.booleans())
