@@ -8,6 +8,7 @@ from pathlib import Path
 from ...errors import EncoderUnavailable
 
 FILES = ("*.json", "*.safetensors", "*/config.json")  # of a snapshot; everything else stays on the hub
+NEEDED = ("config.json", "tokenizer.json", "*.safetensors")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -40,16 +41,27 @@ def _snapshot(hub_id: str) -> Path:
         raise missing_package(error) from error
     try:
         try:
-            found = snapshot_download(hub_id, allow_patterns=list(FILES), local_files_only=True)
+            found = Path(snapshot_download(hub_id, allow_patterns=list(FILES), local_files_only=True))
         except LocalEntryNotFoundError:
-            found = snapshot_download(hub_id, allow_patterns=list(FILES))
+            found = None
+        if found is None or _lacks(found):  # a download that was broken off, or another program's, leaves a part
+            found = Path(snapshot_download(hub_id, allow_patterns=list(FILES)))
     except (OSError, ValueError) as error:
         raise EncoderUnavailable(
             f"encoder {hub_id!r:.100} is neither a folder nor in the hub's cache, and the hub did not give it"
             f" ({type(error).__name__})",
             hint="check the name and the network, or give a folder",
         ) from error
-    return Path(found)
+    if lacking := _lacks(found):  # without a network the hub's library hands out the part it has
+        raise EncoderUnavailable(
+            f"encoder {hub_id!r:.100} lacks {', '.join(lacking)} in the hub's cache, and the hub did not give them",
+            hint="check the network, or give a sentence encoder that has them; weights in pickle files are not opened",
+        )
+    return found
+
+
+def _lacks(folder: Path) -> list[str]:
+    return [name for name in NEEDED if not any(path.is_file() for path in folder.glob(name))]
 
 
 def missing_package(error: ImportError) -> EncoderUnavailable:
