@@ -21,14 +21,14 @@ from router.classifier_cli.group import classifier
 from router.classify.encoder.cache import cached_model
 from router.classify.encoder.export import pool
 from router.classify.encoder.layout import read_layout
-from router.classify.encoder.onnx_encoder import OnnxEncoder
+from router.classify.encoder.onnx_encoder import OnnxEncoder, Tokens
 from router.classify.encoder.opening import SOURCE_VARIABLE, find_encoder, open_encoder
 from router.classify.encoder.tokens import CHARACTERS_PER_TOKEN
 from router.classify.encoding import Precision
 from router.classify.features import Floats
 from router.errors import EncoderUnavailable
 from tests.classifier_rows import base_rows, routes_rows
-from tests.encoder_folders import packaged_minilm
+from tests.encoder_folders import packaged_minilm, write_layout
 from tests.gateway_process import branchline, serving
 
 TEXTS = (
@@ -136,6 +136,34 @@ def test_an_encoder_is_found_again_by_what_a_classifier_says_of_it(int8: OnnxEnc
         find_encoder(int8.ref, None, cache)
     with pytest.raises(EncoderUnavailable, match="the one given is"):
         find_encoder(replace(int8.ref, digest="0" * 64), source, cache)
+
+
+def test_a_tuned_copy_is_found_without_a_source_and_a_damaged_one_gives_way_to_the_source(
+    int8: OnnxEncoder, cache: Path, tmp_path: Path
+) -> None:
+    for path in cache.glob("*-int8.onnx*"):
+        (tmp_path / path.name).symlink_to(path)
+    kept = tmp_path / int8.ref.digest / "minilm-tuned"
+    kept.parent.mkdir()
+    kept.symlink_to(packaged_minilm())
+    assert find_encoder(int8.ref, None, tmp_path).ref.digest == int8.ref.digest
+    kept.unlink()
+    write_layout(kept)
+    assert find_encoder(int8.ref, str(packaged_minilm()), tmp_path).ref == int8.ref
+    (kept / "model.safetensors").unlink()
+    assert find_encoder(int8.ref, str(packaged_minilm()), tmp_path).ref == int8.ref
+    with pytest.raises(EncoderUnavailable, match="no encoder is given"):
+        find_encoder(int8.ref, None, tmp_path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_vectors_that_are_not_finite_are_never_handed_out(int8: OnnxEncoder, value: float) -> None:
+    class Overflowing:
+        def run(self, output_names: None, feed: dict[str, Tokens]) -> list[Floats]:
+            return [np.full((len(feed["input_ids"]), int8.ref.dimension), value, dtype=np.float32)]
+
+    with pytest.raises(EncoderUnavailable, match="NaN or Inf"):
+        replace(int8, session=Overflowing()).encode(["hi"])
 
 
 def test_a_damaged_file_of_the_cache_is_found_and_built_again(int8: OnnxEncoder, cache: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from adapters.errors import BadInput
 from adapters.rows import LabelledText
 from router.classify.classifier import BASE
-from router.classify.encoder.cache import tuned_folder
+from router.classify.encoder.cache import tuned_layout
 from router.classify.encoder.distilling import distil_encoder
 from router.classify.encoder.layout import Layout, read_layout
 from router.classify.encoder.training import Tuning, tuning_for
@@ -23,7 +24,7 @@ from router.classify.features import Floats
 from router.classify.tuned_fit import fit_tuned, split
 from router.errors import EncoderUnavailable
 from tests.classifier_rows import Meanings, base_rows, routes_rows
-from tests.encoder_folders import write_tiny_encoder
+from tests.encoder_folders import write_layout, write_tiny_encoder
 
 ROWS = routes_rows(12)
 
@@ -92,9 +93,31 @@ def test_the_token_embeddings_stay_as_they_are(layout: Layout, tmp_path: Path) -
 
 def test_a_tuned_encoder_is_found_by_its_digest_and_leaves_nothing_else(layout: Layout, tmp_path: Path) -> None:
     found = tuned(layout, tmp_path)
-    assert tuned_folder(found.digest, tmp_path) == found.folder
-    assert tuned_folder("0" * 64, tmp_path) is None
+    assert tuned_layout(found.digest, tmp_path) == found
+    assert tuned_layout("0" * 64, tmp_path) is None
     assert [path.name for path in tmp_path.iterdir()] == [found.digest]
+
+
+@pytest.mark.parametrize("digest", ["{outside}", "../outside", "", ".", "a\0b", "0" * 63])
+def test_a_digest_that_is_none_leads_nowhere(tmp_path: Path, digest: str) -> None:
+    write_layout(tmp_path / "outside" / "x-tuned")
+    (tmp_path / "cache").mkdir()
+    assert tuned_layout(digest.format(outside=tmp_path / "outside"), tmp_path / "cache") is None
+
+
+def test_the_same_encoder_tuned_under_another_name_is_the_one_that_is_kept(layout: Layout, tmp_path: Path) -> None:
+    renamed = read_layout(str(shutil.copytree(layout.folder, tmp_path / "renamed")))
+    first, second = (tuned(one, tmp_path / "cache", epochs=0) for one in (layout, renamed))
+    assert second == first
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [first.digest]
+
+
+def test_a_damaged_tuned_encoder_is_replaced_by_tuning_again(layout: Layout, tmp_path: Path) -> None:
+    found = tuned(layout, tmp_path, epochs=0)
+    (found.folder / "model.safetensors").write_bytes(b"damaged")
+    assert tuned_layout(found.digest, tmp_path) is None
+    assert tuned(layout, tmp_path, epochs=0) == found
+    assert tuned_layout(found.digest, tmp_path) == found
 
 
 def test_a_student_with_fewer_layers_gives_nearly_its_teachers_vectors(layout: Layout, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,9 +18,12 @@ from adapters.files import make_folder, sync, write_atomically
 
 from ...errors import EncoderUnavailable
 from ..encoding import Precision
-from .layout import Layout
+from .layout import Layout, read_layout
 
 EXPORT_SECONDS = 900.0
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+log = logging.getLogger(__name__)
 
 
 def cached_model(layout: Layout, precision: Precision, cache: Path) -> bytes:
@@ -41,9 +46,20 @@ def cached_model(layout: Layout, precision: Precision, cache: Path) -> bytes:
         ) from error
 
 
-def tuned_folder(digest: str, cache: Path) -> Path | None:
-    """Where `tune_encoder` put the encoder of this digest, `None` where it did not."""
-    return next((path for path in (cache / digest).glob("*-tuned") if path.is_dir()), None)
+def tuned_layout(digest: str, cache: Path) -> Layout | None:
+    """What `tune_encoder` put into `cache` under this digest, `None` where it did not, or where it is damaged."""
+    if not _SHA256.fullmatch(digest):
+        return None  # it is a folder's name below
+    for folder in sorted((cache / digest).glob("*-tuned")):
+        try:
+            layout = read_layout(str(folder))
+        except (EncoderUnavailable, OSError) as error:
+            log.warning("a tuned encoder in the cache cannot be used: %s", error)
+            continue
+        if layout.digest == digest:
+            return layout
+        log.warning("the tuned encoder %s (%s) in the cache is damaged", layout.name, digest[:16])
+    return None
 
 
 def _built(layout: Layout, precision: Precision, cache: Path) -> bytes:

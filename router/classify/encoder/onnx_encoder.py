@@ -41,13 +41,17 @@ class OnnxEncoder:
 
         int8 runs text by text: its scales are taken from a whole batch, so that neighbours would change a vector
         (by 0.04 in an element), and on a processor a batch is no faster. fp32 runs in batches of similar length,
-        where neighbours change a vector by less than 1e-6.
+        where neighbours change a vector by less than 1e-6. Raises `EncoderUnavailable` where a vector is not finite.
         """
         rows = [self.tokenization.tokens(text) for text in texts]
         vectors = np.empty((len(rows), self.ref.dimension), dtype=np.float32)
         for picked in batches([len(row) for row in rows], 1 if self.ref.precision == "int8" else BATCH_TEXTS):
             ids, mask = pad([rows[at] for at in picked], self.tokenization.pad_token)
             vectors[picked] = self.session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        if not np.isfinite(vectors).all():
+            raise EncoderUnavailable(
+                f"encoder {self.ref.name} gives vectors that hold NaN or Inf", hint="check its weights"
+            )
         return vectors
 
 
@@ -66,6 +70,8 @@ def build_encoder(layout: Layout, precision: Precision, content: bytes, threads:
         session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
         encoder = OnnxEncoder(layout.ref(precision), tokenization, session)
         probe = encoder.encode(["", "a"])
+    except EncoderUnavailable:
+        raise
     except Exception as error:  # it raises exceptions of its own, bare ones among them
         raise EncoderUnavailable(f"encoder {layout.name} does not run: {error!s:.200}") from error
     if not np.allclose(np.linalg.norm(probe, axis=1), 1, atol=1e-3):

@@ -8,7 +8,7 @@ from adapters.home import Home
 
 from ...errors import EncoderUnavailable
 from ..encoding import EncoderRef, Precision
-from .cache import cached_model, tuned_folder
+from .cache import cached_model, tuned_layout
 from .layout import Layout, read_layout
 from .onnx_encoder import OnnxEncoder, build_encoder
 
@@ -30,13 +30,13 @@ def open_encoder(source: str, *, precision: Precision, cache: Path, threads: int
 
 
 def find_encoder(ref: EncoderRef, source: str | None, cache: Path, *, threads: int = 1) -> OnnxEncoder:
-    """The encoder a classifier was fitted with: tuned for it and kept in `cache`, else found in `source`.
+    """The encoder a classifier was fitted with: tuned for it and kept whole in `cache`, else found in `source`.
 
     It has the same files and the precision that the classifier names.
     Raises `EncoderUnavailable` where no source is given, or another encoder.
     """
-    if (tuned := tuned_folder(ref.digest, cache)) is not None:
-        source = str(tuned)
+    if (tuned := tuned_layout(ref.digest, cache)) is not None and tuned.max_tokens == ref.max_tokens:
+        return open_layout(tuned, ref.precision, cache, threads)
     wanted = f"{ref.name} ({ref.digest[:16]}, {ref.precision})"
     if source is None:
         raise EncoderUnavailable(
@@ -44,7 +44,7 @@ def find_encoder(ref: EncoderRef, source: str | None, cache: Path, *, threads: i
             hint=f"name it by --encoder or {SOURCE_VARIABLE}",
         )
     layout = read_layout(source)
-    if layout.digest != ref.digest or layout.ref(ref.precision).max_tokens != ref.max_tokens:
+    if layout.digest != ref.digest or layout.max_tokens != ref.max_tokens:
         raise EncoderUnavailable(
             f"the classifier was fitted with the encoder {wanted},"
             f" the one given is {layout.name} ({layout.digest[:16]})",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from adapters.files import copy_file, make_folder
 
 from ...errors import EncoderUnavailable
+from .cache import tuned_layout
 from .export import pool
 from .layout import Layout, read_layout
 from .onnx_encoder import batches
@@ -133,7 +134,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def keep_encoder(layout: Layout, model: Any, name: str, cache: Path) -> Layout:
-    """A copy of the folder of `layout` with the weights and the config of `model`: `cache/<its digest>/<name>`."""
+    """A copy of the folder of `layout` with the weights and the config of `model`: `cache/<its digest>/<name>`.
+
+    Where the same encoder is kept already, under whatever name, that one; a damaged one is replaced.
+    """
     from safetensors.torch import save_file
 
     make_folder(cache)
@@ -142,11 +146,16 @@ def keep_encoder(layout: Layout, model: Any, name: str, cache: Path) -> Layout:
         for path in sorted(one for pattern in COPIED for one in layout.folder.glob(pattern)):
             make_folder((staged / path.relative_to(layout.folder)).parent)
             copy_file(path, staged / path.relative_to(layout.folder))
+        model.config.name_or_path = ""  # where the folder lay makes no other encoder
         model.config.to_json_file(staged / "config.json", use_diff=False)  # defaults too: a layout is read without them
         save_file(model.state_dict(), staged / "model.safetensors", metadata={"format": "pt"})
-        folder = cache / read_layout(str(staged)).digest
-        if not folder.exists():
-            staged.parent.rename(folder)
+        digest = read_layout(str(staged)).digest
+        if (kept := tuned_layout(digest, cache)) is not None:
+            return kept
+        folder = cache / digest
+        if folder.exists():
+            folder.rename(Path(aside) / "damaged")
+        staged.parent.rename(folder)
     return read_layout(str(folder / name))
 
 
