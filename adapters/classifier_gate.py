@@ -43,8 +43,10 @@ def judge_classifier(
     live: Sequence[ClassifierEvidence] | None,
     policy: ClassifierPolicy,
 ) -> Verdict:
-    """Judge by the candidate's newest evidence on the same items as evidence of the live one.
+    """Judge by the candidate's newest evidence on each set of rows that the live one has evidence on too.
 
+    What is lost on any of them counts, so that filing more never hides it. A set with fewer common items than the
+    gate asks for says nothing where another has enough; base recall must be bounded on one of them at least.
     Evidence with an item that the candidate was fitted on does not count. `live` is the live classifier's evidence,
     `None` where none is live: the first has nothing to be compared with, and needs none. Live evidence on rows that
     the live classifier was fitted on only makes the gate stricter.
@@ -55,14 +57,42 @@ def judge_classifier(
         return Verdict((), numbers)
     if not unseen:
         return Verdict(("the classifier has no evidence on rows that it was not fitted on",), numbers)
-    both = ((one, other) for one in unseen for other in reversed(live) if _comparable(one, other))
-    mine, theirs = next(both, (None, None))
-    if mine is None or theirs is None:
+    comparisons = _comparisons(unseen, live)
+    if not comparisons:
         return Verdict((f"the live classifier has no evidence on the same items of {unseen[0].name}",), numbers)
-    known = theirs.by_key
-    pairs = [(item, known[key]) for key, item in mine.by_key.items() if key in known]
-    numbers = {**_own_numbers(mine.items), "live_seen": float(theirs.seen)}
-    return Verdict(tuple(_loss_problems(mine.name, pairs, policy, numbers)), numbers)
+    counted = [one for one in comparisons if len(one.pairs) >= policy.min_items] or comparisons[:1]
+    numbers = {**_own_numbers(counted[0].mine.items), "live_seen": float(counted[0].theirs.seen)}
+    missing = _missing_problems(counted, policy)
+    lost = [*_loss_problems(counted[0], policy, numbers)]
+    for older in counted[1:]:
+        lost += [f"{problem} ({older.mine.name})" for problem in _loss_problems(older, policy, {})]
+    return Verdict((*missing, *lost), {**numbers, "missing": float(len(missing))})
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    mine: ClassifierEvidence
+    theirs: ClassifierEvidence
+    pairs: tuple[Pair, ...]
+
+    @property
+    def negatives(self) -> list[Pair]:
+        return [pair for pair in self.pairs if pair[0].is_negative]
+
+
+def _comparisons(mine: Sequence[ClassifierEvidence], live: Sequence[ClassifierEvidence]) -> list[_Comparison]:
+    """The first of `mine` (newest first) on each set of rows, with the newest of the live one's on the same."""
+    newest: dict[tuple[str, str], ClassifierEvidence] = {}
+    for one in mine:
+        newest.setdefault((one.source, one.rows_digest), one)
+    found = []
+    for one in newest.values():
+        theirs = next((other for other in reversed(live) if _comparable(one, other)), None)
+        if theirs is not None:
+            known = theirs.by_key
+            pairs = tuple((item, known[key]) for key, item in one.by_key.items() if key in known)
+            found.append(_Comparison(one, theirs, pairs))
+    return found
 
 
 def _comparable(one: ClassifierEvidence, other: ClassifierEvidence) -> bool:
@@ -80,15 +110,31 @@ def _own_numbers(items: Sequence[DecidedItem]) -> dict[str, float]:
     return numbers
 
 
-def _loss_problems(name: str, pairs: Sequence[Pair], policy: ClassifierPolicy, numbers: dict[str, float]) -> list[str]:
-    problems = []
-    if len(pairs) < policy.min_items:
-        problems.append(f"{len(pairs)} items of {name} were judged by both, the gate asks for {policy.min_items}")
-    negatives = [pair for pair in pairs if pair[0].is_negative]
+def _missing_problems(counted: Sequence[_Comparison], policy: ClassifierPolicy) -> list[str]:
+    """What more evidence would mend."""
+    first, problems = counted[0], []
+    if len(first.pairs) < policy.min_items:
+        asked = f"the gate asks for {policy.min_items}"
+        problems.append(f"{len(first.pairs)} items of {first.mine.name} were judged by both, {asked}")
+    for what, counts in (
+        ("accuracy", [len(one.pairs) for one in counted]),
+        ("base recall", [len(one.negatives) for one in counted]),
+    ):
+        if max(counts) < MIN_ITEMS:
+            problems.append(
+                f"{what}: {max(counts)} items of that kind bound nothing, the gate asks for {MIN_ITEMS} at least"
+            )
+    return problems
+
+
+def _loss_problems(found: _Comparison, policy: ClassifierPolicy, numbers: dict[str, float]) -> list[str]:
+    pairs, negatives = found.pairs, found.negatives
     numbers |= {"common_items": float(len(pairs)), "common_base_items": float(len(negatives))}
-    problems += _bound_problems("accuracy", pairs, policy.max_loss, numbers)
-    problems += _bound_problems("base recall", negatives, policy.max_base_loss, numbers)
-    return problems + _route_problems(pairs, policy, numbers)
+    return [
+        *_bound_problems("accuracy", pairs, policy.max_loss, numbers),
+        *_bound_problems("base recall", negatives, policy.max_base_loss, numbers),
+        *_route_problems(pairs, policy, numbers),
+    ]
 
 
 def _bound_problems(what: str, pairs: Sequence[Pair], allowed: float, numbers: dict[str, float]) -> list[str]:
@@ -99,10 +145,8 @@ def _bound_problems(what: str, pairs: Sequence[Pair], allowed: float, numbers: d
         numbers |= {f"common_{key}": fmean(mine.is_right for mine, _ in pairs)}
     if math.isfinite(bound):
         numbers[f"{key}_bound"] = bound
-    if bound >= -allowed:
+    if not math.isfinite(bound) or bound >= -allowed:
         return []
-    if not math.isfinite(bound):
-        return [f"{what}: {len(pairs)} items of that kind bound nothing, the gate asks for {MIN_ITEMS} at least"]
     return [
         f"{what}: the difference to the live classifier is at least {bound:+.4f} with 95 % confidence "
         f"(n = {len(pairs)}), the gate asks for {-allowed:+g} or better"

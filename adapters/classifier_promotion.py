@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .classifier_evidence import ClassifierEvidence
@@ -44,7 +45,7 @@ def promote_through_gate(
         if verdict.unmet and forced is None:
             raise GateRefused(
                 f"classifier {number} does not pass the promotion gate: {'; '.join(verdict.unmet)}",
-                hint=f'{_way_out(verdict, number)}, or promote with --force "why"',
+                hint=_way_out(verdict, number),
                 unmet=verdict.unmet,
             )
         gate = {"unmet": list(verdict.unmet), "numbers": verdict.numbers, "forced": forced is not None}
@@ -69,6 +70,9 @@ def examine_classifier(
 
 
 def _way_out(verdict: Verdict, number: int) -> str:
-    if "common_items" in verdict.numbers:
-        return f"see where it loses with `branchline classifier diff live {number} FILE`"
-    return f"file evidence with `branchline classifier eval FILE --classifier {number} --evidence`"
+    numbers, more = verdict.numbers, f"`branchline classifier eval FILE --classifier {number} --evidence`"
+    if len(verdict.unmet) > numbers.get("missing", math.inf):
+        return f'see where it loses with `branchline classifier diff live {number} FILE`, or promote with --force "why"'
+    if numbers and "common_items" not in numbers:  # the live one has no evidence, and perhaps cannot have any
+        return f"file evidence with {more}; a live classifier of another build: fit again and promote with --force"
+    return f'file evidence with {more}, or promote with --force "why"'

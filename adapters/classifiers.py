@@ -96,7 +96,8 @@ def classifier_version(journal: Journal, number: int) -> ClassifierVersion:
 def add_classifier_evidence(
     journal: Journal, store: Store, version: ClassifierVersion, evidence: ClassifierEvidence
 ) -> str:
-    """File evidence about a classifier and say so in the history; what is its newest already changes nothing.
+    """File evidence about a classifier and say so in the history; what is filed already changes nothing: filed again
+    it would pass for newer than what came after it.
 
     Returns the evidence's digest. Raises `Refused` for evidence about another classifier.
     """
@@ -108,7 +109,7 @@ def add_classifier_evidence(
         )
     digest = store.put_classifier_evidence(evidence)
     with journal.transaction() as connection:
-        if _evidence_digests(connection, version.number)[-1:] != [digest]:
+        if digest not in _evidence_digests(connection, version.number):
             payload = {"digest": digest}
             journal.append_classifier(connection, "classifier_evidence_added", version.number, payload=payload)
     return digest

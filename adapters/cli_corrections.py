@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from .command import PATH, open_home, wait_clock
+from .classifiers import live_classifier
+from .command import NUMBER, PATH, open_home, wait_clock
 from .convergence import wait_exemplars
 from .corrections import Corrected, correct, corrections_in_force, remove_corrections
 from .decisions import blank_texts, find_text, require_writable
@@ -100,7 +101,7 @@ def choice_options(command: Callable[..., None]) -> Callable[..., None]:
     """IDs, all of a source, or all."""
     command = click.option("--all", "everything", is_flag=True, help="All that wait, listed or not.")(command)
     command = click.option("--source", help="All of this source, listed or not.")(command)
-    return click.argument("ids", nargs=-1, type=int, metavar="[ID]...")(command)
+    return click.argument("ids", nargs=-1, type=NUMBER, metavar="[ID]...")(command)
 
 
 @corrections.command()
@@ -159,6 +160,9 @@ def forget(home: Home, name: str, decision_log: Path | None, why: str | None) ->
     click.echo("\n".join(said))
     if decision_log is None:
         note(_what_logs_keep(name))
+    live = live_classifier(registry)
+    if live is not None and name in (known if isinstance(known := live.summary.get("routes"), list) else ()):
+        note(f"classifier {live.number} was fitted with {name} and keeps words of its texts: fit again and promote")
 
 
 def _what_logs_keep(name: str) -> str:

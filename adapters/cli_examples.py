@@ -12,7 +12,7 @@ from .command import PATH, open_home
 from .errors import BadInput
 from .example_checks import DEFAULT_MAX_LOSS, check_examples
 from .home import Home, home_options
-from .output import json_option, print_json
+from .output import json_option, one_line, print_json
 from .rows import read_texts
 
 
@@ -40,7 +40,7 @@ def examples() -> None:
 def add_examples(
     home: Home, name: str, file: Path | None, texts: tuple[str, ...], max_loss: float, forced: str | None
 ) -> None:
-    """Add examples to NAME. They count from the next `classifier fit`."""
+    """Add examples to NAME. They act at once, from memory; the next `classifier fit` learns them."""
     chosen = [*texts, *(read_texts(file) if file else [])]
     if not chosen:
         raise BadInput("no examples given", hint="use --text or --file")
@@ -57,13 +57,14 @@ def add_examples(
 @json_option
 @home_options
 def list_examples(home: Home, name: str, as_json: bool) -> None:
-    """Print the examples of NAME."""
+    """Print the examples of NAME, one a line; line ends and control characters are spelled out."""
     registry, _ = open_home(home)
     texts = exemplar_texts.examples_of(registry, name)
     if as_json:
         print_json([{"text": text} for text in texts])
     else:
-        click.echo("\n".join(texts))
+        for text in texts:
+            click.echo(one_line(text))
 
 
 @examples.command(name="remove")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,6 +18,25 @@ from .store import Store
 from .types import AdapterRef, AdapterVersion
 
 PATH = click.Path(path_type=Path)
+NUMBER = click.IntRange(1, 2**31 - 1)  # what every database holds
+
+
+class Share(click.FloatRange):
+    """A number from 0 to 1. click itself lets NaN through, which no comparison refuses."""
+
+    name = "share"
+
+    def __init__(self) -> None:
+        super().__init__(0, 1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value!r} is not in the range 0<=x<=1.", param, ctx)
+        return float(found)
+
+
+SHARE = Share()
 
 
 def open_home(home: Home) -> tuple[Registry, Store]:

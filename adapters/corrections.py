@@ -6,6 +6,7 @@ itself stays where it is, and counts again once the correction is removed. Event
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from .scrub import scrub
 from .types import Event, EventKind, RouteName
 
 OPERATOR = "correction:operator"
+_DIGEST = re.compile(r"[0-9a-f]{4,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,9 @@ def remove_corrections(journal: Journal, digests: Sequence[str], *, why: str | N
         chosen: dict[str, str] = {}
         problems = []
         for given in digests:
+            if not _DIGEST.fullmatch(given):
+                problems.append(f"{given!r:.80} is no text digest, which has 4 to 64 of 0-9 and a-f")
+                continue
             rows = connection.execute(
                 select(table.c.text_digest, table.c.label).where(table.c.text_digest.startswith(given, autoescape=True))
             ).all()

@@ -85,6 +85,25 @@ def test_the_newest_evidence_that_the_live_one_has_too_is_what_counts() -> None:
     assert "accuracy" in judge_classifier([worse, alone], live, POLICY).unmet[0]
 
 
+def test_what_was_lost_on_one_set_of_rows_is_not_hidden_by_another() -> None:
+    worse = evidence(items(("sql", 30, 30), ("base", 20, 0)))
+    fine = items(("sql", 60, 0), ("base", 20, 0))
+    live = [evidence(fine, LIVE), evidence(fine, LIVE, file="e" * 64)]
+    for mine in ([worse, evidence(fine, file="e" * 64)], [evidence(fine, file="e" * 64), worse]):
+        assert any("accuracy" in problem for problem in judge_classifier(mine, live, POLICY).unmet)
+    mended = [worse, evidence(fine, file="e" * 64), evidence(fine)]
+    assert judge_classifier(mended, live, POLICY).passed  # of one set of rows, the newest counts
+
+
+def test_a_set_that_is_too_small_to_tell_stands_in_the_way_of_none_that_is_not() -> None:
+    few, base_less = items(("sql", 5, 5)), items(("sql", 100, 0))
+    live = [evidence(GOOD, LIVE), evidence(few, LIVE, file="e" * 64), evidence(base_less, LIVE, file="d" * 64)]
+    mine = [evidence(GOOD), evidence(few, file="e" * 64), evidence(base_less, file="d" * 64)]
+    assert judge_classifier(mine, live, POLICY).passed
+    found = judge_classifier(mine[1:], live, POLICY).unmet
+    assert found == ("base recall: 0 items of that kind bound nothing, the gate asks for 10 at least",)
+
+
 def test_live_evidence_on_rows_that_the_live_one_was_fitted_on_counts() -> None:
     """It only flatters the live one, so the gate gets stricter; the verdict says how many there were."""
     live = evidence(items(("sql", 30, 0), ("booking", 30, 0), ("base", 20, 0), seen=True), LIVE)
@@ -259,6 +278,36 @@ def test_the_same_evidence_again_changes_nothing(registry: Registry, store: Stor
     assert add_classifier_evidence(registry, store, version, evidence(GOOD)) == digest
     assert registry.serial() == serial
     assert classifier_evidence(registry, store, version) == [evidence(GOOD)]
+
+
+def test_evidence_that_is_filed_again_is_no_newer_than_it_was(registry: Registry, store: Store) -> None:
+    version = classifier_version(registry, 2)
+    bad = evidence(items(("sql", 1, 59)))
+    for one in (evidence(GOOD), bad, evidence(GOOD)):
+        add_classifier_evidence(registry, store, version, one)
+    assert classifier_evidence(registry, store, version) == [evidence(GOOD), bad]
+
+
+def test_the_hint_says_what_would_mend_it(registry: Registry, store: Store) -> None:
+    def hint(mine: tuple[DecidedItem, ...], live: tuple[DecidedItem, ...], file: str) -> str:
+        for number, digest, decided in ((1, LIVE, live), (2, MINE, mine)):
+            one = evidence(decided, digest, file=file * 64)
+            add_classifier_evidence(registry, store, classifier_version(registry, number), one)
+        with pytest.raises(GateRefused) as refused:
+            promote_through_gate(registry, store, 2, policy=POLICY)
+        return refused.value.hint
+
+    few = items(("sql", 20, 0))
+    with pytest.raises(GateRefused) as refused:
+        promote_through_gate(registry, store, 2, policy=POLICY)
+    more = "`branchline classifier eval FILE --classifier 2 --evidence`"
+    assert more in refused.value.hint
+    add_classifier_evidence(registry, store, classifier_version(registry, 2), evidence(few))
+    with pytest.raises(GateRefused) as refused:  # a live one of an older build can have no evidence
+        promote_through_gate(registry, store, 2, policy=POLICY)
+    assert refused.value.hint.endswith("fit again and promote with --force")
+    assert more in hint(few, few, "1")
+    assert "classifier diff live 2 FILE" in hint(items(("sql", 0, 30), ("base", 20, 0)), GOOD, "2")
 
 
 def test_evidence_about_another_classifier_is_refused(registry: Registry, store: Store) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from adapters import examples, schema
 from adapters import feedback as queue
+from adapters.classifiers import promote_classifier, publish_classifier
 from adapters.cli_route import route as route_group
 from adapters.corrections import OPERATOR, correct, corrections_in_force, remove_corrections
 from adapters.decisions import read_decisions
@@ -26,6 +27,7 @@ from adapters.feedback import Choice, accept_feedback, queue_feedback, reject_fe
 from adapters.forget import forget_texts
 from adapters.registry import Registry
 from adapters.rows import sha256_json, text_digest
+from adapters.store import Store
 from tests.postgres_server import postgres
 
 Command = Callable[..., Result]
@@ -118,6 +120,15 @@ def test_a_correction_that_is_removed_gives_the_example_back(anywhere: Registry)
     assert labels(anywhere)["count the users"] == "sql"
     with pytest.raises(NotFound, match="'00000000' names 0 corrections"):
         remove_corrections(anywhere, ["00000000"])
+
+
+@pytest.mark.parametrize("digest", ["", "%", "abc", "g" * 8, "0" * 65])
+def test_what_is_no_text_digest_removes_nothing(registry: Registry, digest: str) -> None:
+    """One correction alone would be found by "", too."""
+    correct(registry, "base", ["hello"])
+    with pytest.raises(NotFound, match="is no text digest"):
+        remove_corrections(registry, [digest])
+    assert len(corrections_in_force(registry)) == 1
 
 
 def test_an_example_that_is_routed_elsewhere_can_be_corrected_to_its_own_route(anywhere: Registry) -> None:
@@ -430,6 +441,19 @@ def test_forgetting_the_base_does_not_promise_what_gateways_leave_alone(command:
     assert "running gateways blank" in command("forget", "sql").stderr
 
 
+def test_forgetting_names_the_live_classifier_that_keeps_words_of_the_texts(command: Command, home: Path) -> None:
+    registry = Registry.open(f"sqlite:///{home / 'registry.db'}")
+    (home / "fitted").mkdir()
+    (home / "fitted" / "weights").write_text("x")
+    summary = {"routes": ["sql"]}
+    publish_classifier(registry, Store(home / "store"), home / "fitted", digest="c" * 64, summary=summary)
+    assert "classifier" not in command("forget", "sql").stderr
+    promote_classifier(registry, 1)
+    assert "classifier 1 was fitted with sql and keeps words of its texts: fit again" in command("forget", "sql").stderr
+    assert "classifier" not in command("forget", "regex").stderr
+    registry.close()
+
+
 def test_a_mistyped_decision_log_is_refused_before_anything_is_deleted(command: Command, home: Path) -> None:
     assert "no decision log" in refusal(command("forget", "sql", "--decision-log", str(home / "decisoins.jsonl")))
     (home / "blocked.2026-01-31.jsonl").mkdir()
@@ -540,6 +564,22 @@ def test_a_text_in_the_list_cannot_forge_a_line(command: Command, home: Path) ->
     queue_feedback(registry, "regex", "evil\n999  sql  \x1b[2K", source="feedback:ann")
     assert len(command("corrections", "list").stdout.splitlines()) == 2
     registry.close()
+
+
+def test_examples_are_listed_one_a_line_whatever_they_hold(command: Command) -> None:
+    command("examples", "add", "sql", "--text", "evil\nline \x1b[2K größe")
+    assert command("examples", "list", "sql").stdout.splitlines() == [
+        "count the users",
+        "list all orders",
+        r"evil\nline \x1b[2K größe",
+    ]
+    command("forget", "sql")
+    assert command("examples", "list", "sql").stdout == ""
+
+
+def test_numbers_that_no_database_holds_are_refused(command: Command) -> None:
+    for act in ("accept", "reject"):
+        assert command("corrections", act, "99999999999999999999999").exit_code == 2
 
 
 def test_correct_without_a_text_or_with_half_a_request_is_refused(command: Command) -> None:

@@ -145,6 +145,16 @@ def test_a_decision_log_is_read_for_its_texts(run: Run, folders: tuple[Path, Pat
         run(*folders, write_rows(tmp_path / "bare.jsonl", [facts]))
 
 
+def test_a_log_that_kept_no_texts_at_first_is_read_with_all_its_days(
+    run: Run, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    log = write_rows(tmp_path / "log.jsonl", [{"route": "sql", "request_id": "r"}])
+    write_rows(tmp_path / "log.2026-01-31.jsonl", [{"route": "sql", "request_id": "r", "text": REGEX}])
+    result = run(*folders, log, "--json")
+    assert json.loads(result.stdout)["moved"] == 1
+    assert "1 rows of log.jsonl hold no text" in result.stderr
+
+
 def test_several_turns_are_decided_as_the_gateway_would(run: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:
     turns = [
         {"role": "user", "content": REGEX},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,8 +11,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from adapters.errors import BranchlineError, GateRefused, InvalidName, NotFound, Refused
-from adapters.rows import LabelledText, text_digest
+from adapters.classifiers import promote_classifier, publish_classifier
+from adapters.errors import BadInput, BranchlineError, GateRefused, InvalidName, NotFound, Refused
+from adapters.home import Home
+from adapters.registry import Registry
+from adapters.rows import LabelledText, sha256_json, text_digest
 from router.classifier_cli.group import classifier
 from router.classifier_cli.publishing import held_out_evidence
 from router.classify.fit import fit_and_judge
@@ -96,7 +100,7 @@ def test_without_base_rows_general_prompts_show_the_gate_what_the_base_keeps(tmp
 def test_a_refit_that_loses_a_route_is_published_and_refused(run: Run, tmp_path: Path) -> None:
     rows = [LabelledText(row.text, "sql") if row.label == "regex" else row for row in FITTED_ON]
     path = write_rows(tmp_path / "merged.jsonl", [*rows, *base_rows()])
-    with pytest.raises(GateRefused, match="classifier diff live 3 FILE"):
+    with pytest.raises(GateRefused, match="classifier eval FILE --classifier 3 --evidence"):
         run("fit", "--examples", path, "--promote")
     assert live(run) == [1]
     assert [row["number"] for row in json.loads(run("list", "--json").stdout)] == [1, 2, 3]
@@ -176,6 +180,56 @@ def test_eval_says_what_the_gate_would_say(run: Run, held_out: Path, tmp_path: P
     run("fit", "--examples", same, "--coverage", 0.98)
     assert "it passes the promotion gate" in run("eval", held_out, "--classifier", 3, "--evidence").stdout
     assert "base recall" in run("promote", 3).stdout
+
+
+def test_unfavourable_evidence_is_not_overridden_by_fitting_again(run: Run, fitted: Path, tmp_path: Path) -> None:
+    """What both fits held out is alike; of the file classifier 3 gets half wrong, being fitted without any booking."""
+    kept = [row for row in FITTED_ON if row.label != "booking"]
+    same = write_rows(tmp_path / "same.jsonl", [*kept, *base_rows()])
+    file = write_rows(tmp_path / "file.jsonl", [*HELD_OUT, *HELD_OUT_BASE])
+    with pytest.raises(GateRefused):
+        run("fit", "--examples", same, "--promote")
+    run("eval", file, "--classifier", 3, "--evidence")
+    events = len(json.loads(run("history", "--json").stdout))
+    with pytest.raises(GateRefused, match="accuracy"):
+        run("fit", "--examples", same, "--promote")
+    assert len(json.loads(run("history", "--json").stdout)) == events
+
+
+def test_a_live_classifier_of_another_build_says_how_to_get_past_it(run: Run, tmp_path: Path, held_out: Path) -> None:
+    registry, store = Registry.open(Home.at(tmp_path / "home").registry_url), Home.at(tmp_path / "home").open_store()
+    body = {"schema": 1, "labels": ["sql"]}
+    digest = sha256_json(body)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "classifier.json").write_text(json.dumps({**body, "digest": digest}))
+    publish_classifier(registry, store, tmp_path / "old", digest=digest, summary={"routes": ["sql"]})
+    promote_classifier(registry, 3)
+    registry.close()
+    for words in (("promote", 2), ("eval", held_out, "--classifier", 2, "--evidence"), ("eval", held_out)):
+        with pytest.raises(BranchlineError) as refused:
+            run(*words)
+        assert "fit again and promote with --force" in refused.value.hint
+        if words[0] == "eval":
+            expected = "classifier 3 was fitted by another build: schema is 1, this version reads 2"
+            assert refused.value.message == expected
+    run("promote", 2, "--force", "the old one is of another build")
+    assert live(run) == [2]
+
+
+def test_numbers_that_no_registry_holds_and_thresholds_that_are_none_are_refused(run: Run, held_out: Path) -> None:
+    huge = "9" * 5000
+    assert run("promote", huge).exit_code == 2
+    with pytest.raises(NotFound, match="no classifier 999"):
+        run("eval", held_out, "--classifier", huge)
+    for option in ("--max-loss", "--max-base-loss", "--max-route-loss"):
+        assert run("promote", 2, option, "nan").exit_code == 2
+
+
+def test_evidence_is_not_taken_from_a_pipe(run: Run, tmp_path: Path) -> None:
+    """It is read for its rows, and nothing is left to take a digest of."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadInput, match="cannot be read twice"):
+        run("eval", tmp_path / "pipe", "--classifier", 2, "--evidence")
 
 
 def test_fit_takes_force_only_with_promote(run: Run, fitted: Path) -> None:

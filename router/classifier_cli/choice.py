@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +21,12 @@ from ..classify.features import Floats
 from ..classify.judge import Judge
 from ..classify.loader import load_classifier
 from ..classify.memory import Memory
+from ..errors import ClassifierInvalid
 from ..types import Scores
 
 LIVE = "live"
+MAX_NUMBER_DIGITS = 9
+_OTHER_SCHEMA = re.compile(r"schema is .{1,40}?, this version reads \d+")
 classifier_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
     "--classifier",
     "named",
@@ -99,7 +103,23 @@ def _load(home: Home, named: str) -> tuple[Classifier, int | None]:
     if is_folder(named):
         return load_classifier(Path(named)), None
     registry, store = open_home(home)
-    version = live_classifier(registry) if named == LIVE else classifier_version(registry, int(named))
+    version = live_classifier(registry) if named == LIVE else classifier_version(registry, _number(named))
     if version is None:
         raise NotFound("no classifier is live", hint="run `branchline classifier fit --promote`")
-    return load_classifier(store.classifier_folder(version.digest), digest=version.digest), version.number
+    try:
+        return load_classifier(store.classifier_folder(version.digest), digest=version.digest), version.number
+    except ClassifierInvalid as error:
+        other = _OTHER_SCHEMA.search(error.message)
+        if other is None:
+            raise
+        raise ClassifierInvalid(
+            f"classifier {version.number} was fitted by another build: {other[0]}",
+            hint="fit again and promote with --force",
+        ) from error
+
+
+def _number(named: str) -> int:
+    """Raises `NotFound` for what no database can hold."""
+    if len(named) > MAX_NUMBER_DIGITS:
+        raise NotFound(f"no classifier {named:.40}", hint="see `branchline classifier list`")
+    return int(named)

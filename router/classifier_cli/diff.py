@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from adapters.command import PATH, open_home
-from adapters.decisions import read_logged
+from adapters.decisions import day_files, read_logged
 from adapters.errors import BadInput
 from adapters.exemplars import Exemplars, exemplars_of
 from adapters.home import Home, home_options
@@ -28,7 +28,7 @@ MAX_SHOWN = 70
 @click.argument("after", metavar="B")
 @click.argument("file", type=PATH)
 @encoder_option
-@click.option("--examples", default=3, show_default=True, help="Texts to show of each move.")
+@click.option("--examples", type=click.IntRange(0), default=3, show_default=True, help="Texts to show of each move.")
 @json_option
 @home_options
 def diff(home: Home, before: str, after: str, file: Path, encoder: str | None, examples: int, as_json: bool) -> None:
@@ -38,7 +38,7 @@ def diff(home: Home, before: str, after: str, file: Path, encoder: str | None, e
     decide alone. FILE holds rows of any kind, with "label" or without, or names a decision log that was kept with
     text, all its days.
     """
-    rows, left_out = read_asked(file) if file.exists() else read_logged(file)
+    rows, left_out = read_logged(file) if _is_log(file) else read_asked(file)
     if left_out:
         note(f"note: {left_out} rows of {file.name} hold no text and are left out")
     if not rows:
@@ -59,6 +59,16 @@ def diff(home: Home, before: str, after: str, file: Path, encoder: str | None, e
         return
     click.echo(f"{found.moved} of {found.rows} texts go elsewhere with classifier {other.name} than with {one.name}")
     _print(found, rows, examples)
+
+
+def _is_log(file: Path) -> bool:
+    """A log that once kept no texts has its own file still, beside those of its days."""
+    if not file.exists():
+        return True
+    try:
+        return bool(day_files(file))
+    except OSError:
+        return False
 
 
 def _document(found: Differences, rows: list[Asked], examples: int) -> dict[str, object]:

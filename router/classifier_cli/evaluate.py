@@ -36,6 +36,8 @@ def evaluate_file(home: Home, file: Path, named: str, encoder: str | None, as_ev
     """
     from ..classify.evaluate import evaluate_scores
 
+    if as_evidence and file.exists() and not file.is_file():
+        raise BadInput(f"{file} cannot be read twice", hint="evidence names the rows by their file's digest: save them")
     chosen = choose_classifier(home, named, encoder)
     rows = read_labelled(file)
     unknown = sorted({row.label for row in rows} - NEGATIVE_LABELS - set(chosen.classifier.routes))

@@ -9,7 +9,7 @@ import click
 from adapters.classifier_gate import ClassifierPolicy
 from adapters.classifier_promotion import promote_through_gate
 from adapters.classifiers import rollback_classifier
-from adapters.command import open_home
+from adapters.command import NUMBER, SHARE, open_home
 from adapters.errors import InvalidName
 from adapters.home import Home, home_options
 from adapters.output import json_option, print_json, print_table
@@ -24,7 +24,6 @@ from .publishing import print_promotion
 
 __all__ = ["classifier", "explain"]
 _DEFAULT = ClassifierPolicy()
-SHARE = click.FloatRange(0, 1)
 
 
 @click.group()
@@ -69,7 +68,7 @@ def history(home: Home, as_json: bool) -> None:
 
 
 @classifier.command()
-@click.argument("number", type=int)
+@click.argument("number", type=NUMBER)
 @click.option("--force", "forced", metavar="WHY", help="Promote although the gate refuses; stays in the history.")
 @click.option("--why", help="Kept in the history.")
 @click.option(
