@@ -22,7 +22,8 @@ from .backends.base import Backend
 from .background import Background
 from .classify.classifier import Classifier
 from .classify.judge import Judge
-from .judging import FindEncoder, Judging, LoadClassifier, no_encoder
+from .judge_building import FindEncoder, JudgeBuilder, LoadClassifier, no_encoder
+from .judging import Judging
 from .policy import Snapshot
 from .residency import OnLoad, Residency, tell_nobody
 from .tracked import TrackedRoute
@@ -52,7 +53,9 @@ class Catalog:
         self._store = store
         self._backend = backend
         self._background = Background()
-        self._judging = Judging(journal, store, load_classifier, find_encoder, self._background, self._judge_swapped)
+        self._judging = Judging(
+            JudgeBuilder(journal, store, load_classifier, find_encoder), self._background, self._judge_swapped
+        )
         find_probes = partial(probes_of, journal, store)
         self._residency = Residency(store, backend, self._background, find_probes, self._is_kept, on_load)
         self._warming = Warming(self._residency, self._background, self._moved)

@@ -33,7 +33,7 @@ from router.decision_log import DecisionLog
 from router.dispatch import Dispatcher
 from router.errors import AdapterUnavailable, EngineFailed, NotApplied
 from router.feedback import Feedback
-from router.judging import FindEncoder, LoadClassifier, no_encoder
+from router.judge_building import FindEncoder, LoadClassifier, no_encoder
 from router.policy import NotScored, decide
 from router.telemetry import Telemetry
 from router.types import Call, Decision, Endpoint, Reply

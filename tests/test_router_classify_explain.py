@@ -27,7 +27,8 @@ from router.classify.fit import fit_classifier
 from router.classify.judge import Judge
 from router.classify.loader import load_classifier
 from router.classify.memory import Memory
-from router.judging import Judging, no_encoder
+from router.judge_building import JudgeBuilder, no_encoder
+from router.judging import Judging
 from tests.classifier_rows import TALK, Meanings, base_rows, routes_rows
 
 Run = Callable[..., Result]
@@ -159,7 +160,7 @@ def test_explain_decides_as_the_gateway_does(home: Path, registry: Registry) -> 
         background = Background()
         loading = lambda folder, digest: load_classifier(folder, digest=digest)  # noqa: E731
         store = Home.at(home).open_store()
-        judging = Judging(registry, store, loading, no_encoder, background, lambda: None)
+        judging = Judging(JudgeBuilder(registry, store, loading, no_encoder), background, lambda: None)
         judging.follow(registry.view())
         await background.settled()
         judge, found = judging.judge, []

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import router.judging
@@ -24,15 +25,19 @@ from adapters.rows import text_digest
 from router.classify.artifact import save_classifier
 from router.classify.classifier import Classifier
 from router.classify.encoding import Encoder, EncoderRef
+from router.classify.features import Floats
 from router.classify.fit import fit_classifier
+from router.classify.judge import Judge
 from router.classify.loader import load_classifier
 from router.classify.memory import Memory
+from router.daemon_thread import WORK
 from router.decision_log import DecisionLog
 from router.errors import EncoderUnavailable
-from router.judging import no_encoder
+from router.judge_building import BATCH_TEXTS, no_encoder
+from router.judging import MAX_BUILDS
 from router.types import Decision
 from tests.classifier_rows import Meanings, routes_rows
-from tests.gateway_parts import Gateway, Stock, classifier_versions, client_request, make_stock, running
+from tests.gateway_parts import DEADLINE, Gateway, Stock, classifier_versions, client_request, make_stock, running
 
 OIL = "how often should i change the oil of my car"
 TABLE = "select the name of users where age is over 30"
@@ -54,9 +59,9 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(router.judging, "RETRY_SECONDS", 0.02)
 
 
-def with_gateway(home: Home, stock: Stock, scenario: Scenario, *, decision_log: DecisionLog | None = None) -> None:
+def with_gateway(home: Home, stock: Stock, scenario: Scenario, **options: Any) -> None:
     async def run() -> None:
-        async with running(home, stock.base, live=[("sql", 1), ("oil", 1)], decision_log=decision_log) as gateway:
+        async with running(home, stock.base, live=[("sql", 1), ("oil", 1)], **options) as gateway:
             await scenario(gateway)
 
     asyncio.run(run())
@@ -67,6 +72,35 @@ async def asked(gateway: Gateway, text: str) -> Decision:
     async for _ in answer.reply.body:
         pass
     return answer.decision
+
+
+class Slow:
+    """An encoder to which all texts are alike; it keeps what each batch was, and waits in it while it is `held`."""
+
+    ref = EncoderRef("slow", "1" * 64, "fp32", 2, 128)
+
+    def __init__(self, held: threading.Event | None = None) -> None:
+        self.held = held
+        self.batches: list[list[str]] = []
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        self.batches.append(list(texts))
+        if self.held is not None:
+            assert self.held.wait(DEADLINE)
+        return np.tile(np.array([1, 0], dtype=np.float32), (len(texts), 1))
+
+
+def publish_encoded(gateway: Gateway, folder: Path) -> int:
+    """The number of a classifier that was fitted with `Meanings`."""
+    fitted = fit_classifier(routes_rows(10), encoder=Meanings())
+    save_classifier(fitted, folder / "encoded")
+    return publish_classifier(
+        gateway.registry, gateway.store, folder / "encoded", digest=fitted.digest, summary=fitted.summary
+    ).number
+
+
+def labels(gateway: Gateway) -> set[str]:
+    return {entry.label for entry in gateway.catalog.judge.memory.entries}
 
 
 async def caught_up(gateway: Gateway) -> None:
@@ -215,12 +249,7 @@ def test_a_classifier_whose_encoder_is_missing_replaces_nothing_until_the_encode
 
     async def scenario(gateway: Gateway) -> None:
         add_examples(gateway.registry, "oil", [OIL], source="operator")
-        fitted = fit_classifier(routes_rows(10), encoder=Meanings())
-        save_classifier(fitted, tmp_path / "encoded")
-        version = publish_classifier(
-            gateway.registry, gateway.store, tmp_path / "encoded", digest=fitted.digest, summary=fitted.summary
-        )
-        promote_classifier(gateway.registry, version.number)
+        promote_classifier(gateway.registry, publish_encoded(gateway, tmp_path))
         await gateway.until(lambda: "encoder" in str(gateway.catalog.classifier_problem), "the problem")
         assert (await asked(gateway, OIL)).route == "oil"
         given.append(Meanings())
@@ -234,6 +263,133 @@ def test_a_classifier_whose_encoder_is_missing_replaces_nothing_until_the_encode
             await scenario(gateway)
 
     asyncio.run(run())
+
+
+def test_beside_a_classifier_that_names_no_encoder_memory_reads_with_the_gateways_own_as_after_a_restart(
+    home: Home, stock: Stock, tmp_path: Path
+) -> None:
+    async def scenario(gateway: Gateway) -> None:
+        add_examples(gateway.registry, "oil", [OIL], source="operator")
+        promote_classifier(gateway.registry, publish_encoded(gateway, tmp_path))
+        await gateway.until(lambda: gateway.catalog.classifier is not None, "the classifier with an encoder")
+        assert gateway.catalog.judge.memory.encoder == Meanings.ref
+        promote_classifier(gateway.registry, 1)
+        await gateway.until(lambda: gateway.catalog.classifier.encoder is None, "the one without")  # type: ignore[union-attr]  # there is one
+        assert gateway.catalog.judge.memory.encoder == Slow.ref
+
+    with_gateway(home, stock, scenario, find_encoder=lambda ref: Meanings() if ref else Slow())
+
+
+def test_a_stopped_gateway_has_stopped_the_encoders_it_replaced_too(home: Home, stock: Stock, tmp_path: Path) -> None:
+    judges: list[Judge] = []
+
+    async def scenario(gateway: Gateway) -> None:
+        add_examples(gateway.registry, "oil", [OIL], source="operator")
+        await caught_up(gateway)
+        judges.append(gateway.catalog.judge)
+        promote_classifier(gateway.registry, publish_encoded(gateway, tmp_path))
+        await gateway.until(lambda: gateway.catalog.classifier is not None, "the classifier")
+        judges.append(gateway.catalog.judge)
+        assert judges[0].encoder is not judges[1].encoder
+
+    with_gateway(home, stock, scenario, find_encoder=lambda ref: Meanings() if ref else Slow())
+    for judge in judges:
+        with pytest.raises(EncoderUnavailable, match="stopped"):
+            asyncio.run(judge.decide([OIL]))
+
+
+def test_a_gateway_does_not_wait_at_its_end_for_an_encoder_that_is_being_opened(home: Home, stock: Stock) -> None:
+    begun, held, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def find(_: EncoderRef | None) -> Encoder | None:
+        begun.set()
+        held.wait(5)
+        ended.set()
+        return None
+
+    async def scenario(gateway: Gateway) -> None:
+        add_examples(gateway.registry, "oil", [OIL], source="operator")
+        await gateway.until(begun.is_set, "the opening")
+
+    with_gateway(home, stock, scenario, find_encoder=find)
+    assert not ended.is_set()
+    held.set()
+
+
+def test_a_stopped_gateway_encodes_no_further_batch(home: Home, stock: Stock) -> None:
+    encoder = Slow(held=threading.Event())
+
+    async def scenario(gateway: Gateway) -> None:
+        add_examples(gateway.registry, "oil", [f"{OIL} {number}" for number in range(200)], source="operator")
+        await gateway.until(lambda: bool(encoder.batches), "the first batch")
+
+    with_gateway(home, stock, scenario, find_encoder=lambda _: encoder)
+    assert encoder.held is not None
+    encoder.held.set()
+    for thread in threading.enumerate():
+        if thread.name == WORK:
+            thread.join(DEADLINE)
+    assert [len(batch) for batch in encoder.batches] == [BATCH_TEXTS]
+
+
+def test_builds_that_were_overtaken_do_not_pile_up_and_what_is_wanted_last_is_in_force(
+    home: Home, stock: Stock
+) -> None:
+    first, second = classifier_versions(home)
+    held, reads = threading.Event(), list[str]()
+
+    def read(folder: Path, digest: str) -> Classifier:
+        reads.append(digest)
+        held.wait()
+        return load_classifier(folder, digest=digest)
+
+    async def scenario(gateway: Gateway) -> None:
+        try:
+            for change in (1, 2, 1, 2, 1, 2):
+                await gateway.applied(promote_classifier(gateway.registry, change).serial)
+            await gateway.until(lambda: len(reads) == MAX_BUILDS, "the reads")
+        finally:
+            held.set()
+        await gateway.until(lambda: gateway.catalog.snapshot.classifier_digest == second.digest, "the second")
+        await gateway.catalog.settled()
+        assert gateway.catalog.snapshot.classifier_digest == second.digest
+        assert reads == [first.digest, second.digest, second.digest]
+
+    with_gateway(home, stock, scenario, read_classifier=read)
+
+
+def test_what_is_forgotten_leaves_the_memory_in_force_while_a_build_runs_and_does_not_come_back_with_it(
+    home: Home, stock: Stock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, seen = Slow(), list[set[str]]()
+
+    def noted(classifier: Classifier | None, memory: Memory, *encoders: Any) -> Judge:
+        seen.append({entry.label for entry in memory.entries})
+        return Judge(classifier, memory, *encoders)
+
+    async def scenario(gateway: Gateway) -> None:
+        add_examples(gateway.registry, "oil", [OIL], source="operator")
+        add_examples(gateway.registry, "sql", [TABLE], source="operator")
+        await caught_up(gateway)
+        encoder.held = threading.Event()
+        try:
+            add_examples(gateway.registry, "sql", ["which users are over 30"], source="operator")
+            await gateway.until(lambda: len(encoder.batches) == 2, "the build that takes long")
+            forget_texts(gateway.registry, "oil")
+            await gateway.until(lambda: labels(gateway) == {"sql"}, "memory without them")
+            assert set(gateway.catalog.judge.memory.terms) == {text_digest(TABLE)}
+            assert gateway.catalog.snapshot.exemplars_digest != exemplars_of(gateway.registry).digest
+            assert gateway.catalog.warming == ["the exemplars"]
+            monkeypatch.setattr(router.judging, "Judge", noted)
+        finally:
+            encoder.held.set()
+        await caught_up(gateway)
+        await gateway.catalog.settled()
+        assert seen
+        assert all(found == {"sql"} for found in seen)
+        assert len(gateway.catalog.judge.memory.entries) == 2
+
+    with_gateway(home, stock, scenario, find_encoder=lambda _: encoder)
 
 
 def test_an_encoder_that_only_memory_would_use_keeps_no_classifier_out(home: Home, stock: Stock) -> None:
