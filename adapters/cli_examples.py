@@ -57,7 +57,7 @@ def add_examples(
 @json_option
 @home_options
 def list_examples(home: Home, name: str, as_json: bool) -> None:
-    """Print the examples of NAME, one a line; line ends and control characters are spelled out."""
+    """Print the examples of NAME, one a line, control characters spelled out."""
     registry, _ = open_home(home)
     texts = exemplar_texts.examples_of(registry, name)
     if as_json:
