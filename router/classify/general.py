@@ -65,10 +65,10 @@ def unclaimed_prompts(rows: Sequence[LabelledText], count: int | None = None, se
     (each to the mean of the others): a route for travel keeps its travellers. So that a route of examples that have
     nothing in common does not claim everything, two thirds of what three in four of all examples reach is asked too.
     """
-    if sum(row.label in NEGATIVES for row in rows) >= ENOUGH_BASE_ROWS or not rows:
+    routes = [row for row in rows if row.label not in NEGATIVES]
+    if len(rows) - len(routes) >= ENOUGH_BASE_ROWS or not routes:
         return []
-    rows = [row for row in rows if row.label not in NEGATIVES]
-    distinct = list(dict.fromkeys(rows))
+    distinct = list(dict.fromkeys(routes))
     prompts = general_prompts(count or max(FEWEST, min(MOST, PROMPTS_PER_ROW * len(distinct))), seed)
     features = fit_features([*(row.text for row in distinct), *prompts], [True] * (len(distinct) + len(prompts)))
     matrix = stack([features.transform(row.text) for row in distinct], features.size)
