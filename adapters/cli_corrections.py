@@ -134,7 +134,7 @@ def reject(home: Home, ids: tuple[int, ...], source: str | None, everything: boo
 @why_option
 @home_options
 def remove(home: Home, digests: tuple[str, ...], why: str | None) -> None:
-    """Take corrections in force back, by their text digest (its first characters do). Their text is deleted."""
+    """Take corrections in force back, by their text digest (four characters of it do). Their text is deleted."""
     registry, _ = open_home(home)
     click.echo(f"{remove_corrections(registry, digests, why=why)} corrections removed")
 

@@ -137,6 +137,7 @@ def test_an_example_that_is_routed_elsewhere_can_be_corrected_to_its_own_route(a
     assert (done.added, done.known, done.lost) == (1, 0, {})
     assert [(one.label, one.text) for one in corrections_in_force(anywhere)] == [("sql", "count the users")]
     assert exemplars_changed(anywhere.view(after=serial))  # so that gateways learn of it
+    assert Exemplar("sql", "count the users", OPERATOR) in exemplars_of(anywhere).rows  # and memory lets it speak
     queue_feedback(anywhere, "sql", "list all orders", source="feedback:ann")
     assert accept_feedback(anywhere, Choice()).added == 1
     assert len(corrections_in_force(anywhere)) == 2
