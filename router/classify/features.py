@@ -2,10 +2,11 @@
 
 Words: 1- and 2-grams of `\\w+` and of single punctuation marks, which tell a table, a quote or a call apart.
 Characters: 2- to 5-grams inside padded words (`char_wb`). Weight of a term: (1 + ln tf) · idf with
-idf = (ln((1 + n) / (1 + df)) + 1)^0.75. Each block is divided by its Euclidean length,
+idf = ln((1 + n) / (1 + df)) + 1. Each block is divided by its Euclidean length,
 *terms no example has included* (their df is 0): a text that is mostly unknown gets small features and so small
-scores, where plain TF-IDF would blow up the little it knows. But for the exponent the result is, where every term
-is known, scikit-learn's `TfidfVectorizer(sublinear_tf=True)` (tested), in a fraction of its time for one text.
+scores, where plain TF-IDF would blow up the little it knows. Where every term is known the result is scikit-learn's
+`TfidfVectorizer(sublinear_tf=True)` (tested), in a fraction of its time for one text. A milder idf (to the power 0.75)
+gained 0.2 points on CLINC150 val, and let texts full of common signs pass for a route that has them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ Indices = npt.NDArray[np.int64]
 # Work per text is bounded: of a longer text only the two ends are read, where an instruction usually stands.
 HEAD_CHARACTERS = 2_000
 TAIL_CHARACTERS = 2_000
-IDF_EXPONENT = 0.75  # 1 loses half a point of accuracy with 100 examples a route, 0.5 one and a half with a single one
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -157,4 +157,4 @@ def fit_features(texts: Sequence[str], keep_rare: Sequence[bool]) -> Features:
 
 
 def _idf(texts: int, with_term: int) -> float:
-    return math.pow(math.log((1 + texts) / (1 + with_term)) + 1, IDF_EXPONENT)
+    return math.log((1 + texts) / (1 + with_term)) + 1
