@@ -18,7 +18,7 @@ from .head import Labels, Scalars, log_sum_exp
 
 LEAST_KNOWN = 0.1
 # A text of which less is known is not judged by its words. On CLINC150 val with 3 to 150 routes of 5 or more examples
-# that is 0 to 0.7 % of the texts in scope (10 % with 3 routes of one example), and about 95 % or more of random letters.
+# that is 0 to 0.7 % of the texts in scope (10 % with 3 routes of one example), and 95 % or more of random letters.
 SPEAKS_FROM = 0.35
 TEMPERATURES = (0.05, 20.0)
 EXPONENTS = (0.0, 3.0)
