@@ -230,6 +230,7 @@ def test_every_listing_is_json_where_asked_for(shipped: Run) -> None:
 
 
 def test_every_listing_is_a_table_without_json(shipped: Run) -> None:
+    shipped("route", "examples", "add", "sql", "--text", "how many ships are there")
     for words in (
         ["route", "list"], ["route", "show", "sql"], ["route", "history", "sql"], ["adapter", "list"],
         ["adapter", "show", "sql@1"], ["adapter", "verify"], ["route", "examples", "list", "sql"],
