@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from adapters.classifier_evidence import NEGATIVE_LABELS
 from adapters.rows import LabelledText
 from router.classify.classifier import Classifier
 from router.classify.encoding import Encoder, EncoderRef
@@ -15,7 +16,7 @@ from router.classify.features import Floats
 from router.classify.fit import fit_classifier
 from router.classify.general import unclaimed_prompts
 
-from .classifier_data import NEGATIVES, Rows
+from .classifier_data import Rows
 from .classifier_measures import Said
 
 
@@ -77,6 +78,6 @@ def say(classifier: Classifier, judged: Rows, encoder: Encoder | None) -> list[S
 def _said(classifier: Classifier, row: LabelledText, vector: Floats | None) -> Said:
     scores = classifier.scores(row.text, vector)
     own = None
-    if row.label not in NEGATIVES:
+    if row.label not in NEGATIVE_LABELS:
         own = classifier.scores_per_route(row.text, vector).get(row.label, 0.0)
     return Said(row.label, scores.route, scores.confidence, scores.score, scores.threshold, own)

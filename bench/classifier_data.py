@@ -17,11 +17,11 @@ from typing import Literal
 
 import numpy as np
 
+from adapters.classifier_evidence import NEGATIVE_LABELS
 from adapters.rows import LabelledText, read_labelled
 
 Split = Literal["dev", "test"]
 Rows = Sequence[LabelledText]
-NEGATIVES = frozenset({"base", "oos"})
 BANKING77_DEV_SHARE = 0.1
 _NO_ROWS: Rows = ()
 
@@ -46,7 +46,7 @@ class Task:
     @property
     def judged(self) -> list[LabelledText]:
         """The judged in-scope rows of all folds, for what is calibrated on nothing but its own rows."""
-        return [row for fold in self.folds for row in fold.judged if row.label not in NEGATIVES]
+        return [row for fold in self.folds for row in fold.judged if row.label not in NEGATIVE_LABELS]
 
 
 def clinc150(data: Path, split: Split) -> Task:
@@ -86,7 +86,7 @@ def few_shot(rows: Rows, shots: int, draw: int) -> list[LabelledText]:
 
 def first_labels(task: Task, count: int) -> Task:
     """For a trial: `count` labels and the negatives alone."""
-    kept = set(sorted({row.label for row in task.train} - NEGATIVES)[:count]) | NEGATIVES
+    kept = set(sorted({row.label for row in task.train} - NEGATIVE_LABELS)[:count]) | NEGATIVE_LABELS
 
     def cut(rows: Rows) -> list[LabelledText]:
         return [row for row in rows if row.label in kept]

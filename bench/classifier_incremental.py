@@ -16,6 +16,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
+from adapters.classifier_evidence import NEGATIVE_LABELS
 from adapters.exemplars import Exemplar
 from adapters.rows import LabelledText
 from router.classify.classifier import Classifier
@@ -25,7 +26,7 @@ from router.classify.memory import Memory
 
 from .classifier_arms import Remembered
 from .classifier_command import encoder_of, parser_of, publish
-from .classifier_data import NEGATIVES, Rows, Task, clinc150, first_labels, rows_by_label
+from .classifier_data import Rows, Task, clinc150, first_labels, rows_by_label
 from .data import find_data
 from .results import Row
 
@@ -100,7 +101,7 @@ def fit(task: Task, rows: Rows, encoder: Remembered | None) -> Classifier:
 
 def accuracies(judge: Judge, task: Task, encoder: Remembered | None) -> Accuracies:
     """Of the in-scope rows that are judged."""
-    judged = [row for row in task.folds[0].judged if row.label not in NEGATIVES]
+    judged = [row for row in task.folds[0].judged if row.label not in NEGATIVE_LABELS]
     vectors = encoder.encode([row.text for row in judged]) if encoder else None
     found = [
         judge.judge([row.text], None if vectors is None else vectors[at : at + 1]) for at, row in enumerate(judged)

@@ -9,7 +9,7 @@ from statistics import fmean
 import numpy as np
 import numpy.typing as npt
 
-from .classifier_data import NEGATIVES
+from adapters.classifier_evidence import NEGATIVE_LABELS
 
 Numbers = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -33,7 +33,7 @@ class Said:
 
     @property
     def negative(self) -> bool:
-        return self.label in NEGATIVES
+        return self.label in NEGATIVE_LABELS
 
     @property
     def kept(self) -> bool:

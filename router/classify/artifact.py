@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapters.errors import AlreadyExists
+from adapters.files import sync
 from adapters.rows import canonical_json, sha256_json
 
 from .centroids import PrunedHead
@@ -58,10 +58,11 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     staged.mkdir()
     try:
         for name, content in [*files.items(), (MANIFEST, manifest)]:
-            _write(staged / name, content)
-        _sync_folder(staged)
+            (staged / name).write_bytes(content)
+            sync(staged / name)
+        sync(staged)
         staged.rename(folder)
-        _sync_folder(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -117,18 +118,3 @@ def _npy(array: npt.NDArray[np.generic]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adapters.classifier_evidence import NEGATIVE_LABELS
 from adapters.rows import LabelledText
 
 from .abstain import (
@@ -27,7 +28,6 @@ from .encoded import EncodedRows
 from .features import Features, reading
 from .head import Head, Labels, Scalars, fit_temperature
 
-NEGATIVES = frozenset({BASE, "oos"})
 NEGATIVE = -1
 ENOUGH_BASE_ROWS = 10  # fewer base rows make no class of their own beside general prompts
 FOLDS = 5
@@ -151,7 +151,7 @@ def apply(features: Features, head: Head | PrunedHead, rows: EncodedRows) -> Cal
     """What `head` says of `rows`; those of a label it does not have are left out, as are most where there are many."""
     columns = {label: at for at, label in enumerate(head.labels)}
     base = columns.get(BASE)
-    columns |= dict.fromkeys(NEGATIVES, NEGATIVE if base is None else base)
+    columns |= dict.fromkeys(NEGATIVE_LABELS, NEGATIVE if base is None else base)
     labelled = _part(rows.where([label in columns for label in rows.labels]), len(head.labels))
     logits = np.zeros((len(labelled), len(head.labels)))
     known = np.zeros(len(labelled))

@@ -88,7 +88,8 @@ class Classifier:
         `vector` (dimension,) is the encoder's, where there is one.
         """
         sparse = self.features.transform(text)
-        return self._scores(self._logits(sparse, vector), known_share(sparse), silent=self._silent(sparse, text))
+        known = known_share(sparse)
+        return self._scores(self._logits(sparse, vector), known, silent=self._silent(sparse, known, text))
 
     def scores_of(self, logits: Scalars, known: float) -> Scores:
         """What is made of `logits` (labels,) of a text of which the share `known` is known (`confidence`).
@@ -119,16 +120,16 @@ class Classifier:
     def explain(self, text: str, vector: Floats | None = None, most: int = 10) -> Explanation:
         """`scores` with the reasons behind them."""
         sparse = self.features.transform(text)
-        logits = self._logits(sparse, vector)
-        silent = self._silent(sparse, text)
-        scores = self._scores(logits, known_share(sparse), silent=silent)
+        logits, known = self._logits(sparse, vector), known_share(sparse)
+        silent = self._silent(sparse, known, text)
+        scores = self._scores(logits, known, silent=silent)
         column = self.head.labels.index(scores.route)
         gains = self._gains(sparse, column)
         terms = sorted(gains.items(), key=lambda item: (-item[1], item[0]))[:most]
         return Explanation(
             scores,
             NOTHING_TO_GO_BY if silent else _reason(scores, self.score_name),
-            self._probabilities(logits, known_share(sparse)),
+            self._probabilities(logits, known),
             tuple(terms),
             self._encoder_gain(vector, column),
         )
@@ -144,10 +145,10 @@ class Classifier:
             )
         return self.head.logits(sparse, vector)
 
-    def _silent(self, sparse: Sparse, text: str) -> bool:
+    def _silent(self, sparse: Sparse, known: float, text: str) -> bool:
         """Whether there is too little in `text` to judge it by: too few known words, or nothing to encode."""
         if self.encoder is None:
-            return known_share(sparse) < SPEAKS_FROM
+            return known < SPEAKS_FROM
         return not len(sparse.indices) and not text.strip()
 
     def _encoder_gain(self, vector: Floats | None, column: int) -> float | None:

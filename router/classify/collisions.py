@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from adapters.classifier_evidence import NEGATIVE_LABELS
 from adapters.rows import LabelledText
 
-from .calibration import NEGATIVES, row_digest
+from .calibration import row_digest
 from .classifier import BASE
 from .features import fit_features
 from .head import stack
@@ -173,7 +174,9 @@ def _best_other(matrix: csr_matrix, means: ClassMeans, own: set[str]) -> tuple[C
 
 
 def _distinct(rows: Iterable[LabelledText]) -> list[LabelledText]:
-    return list(dict.fromkeys(LabelledText(row.text, BASE if row.label in NEGATIVES else row.label) for row in rows))
+    return list(
+        dict.fromkeys(LabelledText(row.text, BASE if row.label in NEGATIVE_LABELS else row.label) for row in rows)
+    )
 
 
 def _sample(rows: Sequence[LabelledText], seed: int) -> list[LabelledText]:

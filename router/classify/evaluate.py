@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from adapters.classifier_evidence import NEGATIVE_LABELS
 from adapters.rows import LabelledText
 
 from ..types import Scores
 from .abstain import Flags
-from .calibration import NEGATIVES
 from .classifier import Classifier
 from .features import Floats
 from .head import Scalars
@@ -55,7 +55,7 @@ def evaluate(classifier: Classifier, rows: Sequence[LabelledText], vectors: Floa
 
 def evaluate_scores(found: Sequence[Scores], labels: Sequence[str]) -> Evaluation:
     """`found[i]` was said of a text whose label is `labels[i]`."""
-    wanted = np.array(["base" if label in NEGATIVES else label for label in labels], dtype=object)
+    wanted = np.array(["base" if label in NEGATIVE_LABELS else label for label in labels], dtype=object)
     negative = wanted == "base"
     abstained = np.array([scores.abstains for scores in found], dtype=bool)
     top_right = np.array([scores.route for scores in found], dtype=object) == wanted

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from adapters.classifier_evidence import NEGATIVE_LABELS
 from adapters.errors import BadInput, InvalidName
 from adapters.rows import LabelledText
 from adapters.types import parse_route_name
@@ -18,7 +19,6 @@ from ..types import Scores
 from .artifact import digest_of
 from .calibration import (
     ENOUGH_BASE_ROWS,
-    NEGATIVES,
     Abstention,
     Calibration,
     apply,
@@ -169,7 +169,7 @@ def _classifier(
 
 def distinct_rows(rows: Sequence[LabelledText], coverage: float) -> list[LabelledText]:
     """Rows without repeats, in an order that does not depend on the given one. Raises `BadInput`."""
-    labels = {BASE if row.label in NEGATIVES else row.label for row in rows}
+    labels = {BASE if row.label in NEGATIVE_LABELS else row.label for row in rows}
     problems: list[str] = []
     for label in sorted(labels - {BASE}):
         try:
@@ -184,7 +184,7 @@ def distinct_rows(rows: Sequence[LabelledText], coverage: float) -> list[Labelle
         problems.append(f"coverage {coverage} is not between 0 and 1")
     if problems:
         raise BadInput("; ".join(problems[:20]), hint="give rows {text, label}, label = a route's name, base or oos")
-    pairs = {(BASE if row.label in NEGATIVES else row.label, row.text) for row in rows}
+    pairs = {(BASE if row.label in NEGATIVE_LABELS else row.label, row.text) for row in rows}
     return [LabelledText(text, label) for label, text in sorted(pairs)]
 
 

@@ -18,9 +18,10 @@ from importlib.resources import files
 
 import numpy as np
 
+from adapters.classifier_evidence import NEGATIVE_LABELS
 from adapters.rows import LabelledText
 
-from .calibration import ENOUGH_BASE_ROWS, NEGATIVES
+from .calibration import ENOUGH_BASE_ROWS
 from .features import fit_features
 from .head import stack
 from .means import ClassMeans
@@ -65,7 +66,7 @@ def unclaimed_prompts(rows: Sequence[LabelledText], count: int | None = None, se
     (each to the mean of the others): a route for travel keeps its travellers. So that a route of examples that have
     nothing in common does not claim everything, two thirds of what three in four of all examples reach is asked too.
     """
-    routes = [row for row in rows if row.label not in NEGATIVES]
+    routes = [row for row in rows if row.label not in NEGATIVE_LABELS]
     if len(rows) - len(routes) >= ENOUGH_BASE_ROWS or not routes:
         return []
     distinct = list(dict.fromkeys(routes))
