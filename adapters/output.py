@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 import click
 
+MAX_SHOWN = 70
+
 json_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON."
 )
@@ -27,6 +29,11 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 def one_line(text: str) -> str:
     """`text` with line ends and terminal codes spelled out: foreign text can neither forge a line nor hide one."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def shortened(text: str) -> str:
+    """The beginning of a long `text`, as a cell of a table holds it."""
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 
 def note(text: str) -> None:

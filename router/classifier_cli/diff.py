@@ -12,15 +12,13 @@ from adapters.decisions import day_files, read_logged
 from adapters.errors import BadInput
 from adapters.exemplars import Exemplars, exemplars_of
 from adapters.home import Home, home_options
-from adapters.output import json_option, note, print_json, print_table
+from adapters.output import json_option, note, print_json, print_table, shortened
 from adapters.rows import Asked, read_asked
 
 from ..classify.differences import Agreement, Differences, Judged, Move, find_differences
 from ..encoder_flags import encoder_option
 from .choice import choose_classifier, is_folder
 from .evaluate import user_turns
-
-MAX_SHOWN = 70
 
 
 @click.command()
@@ -104,7 +102,7 @@ def _print(found: Differences, rows: list[Asked], examples: int) -> None:
 def _move_lines(move: Move, rows: list[Asked], examples: int, is_labelled: bool) -> list[list[object]]:
     """A line for each text shown; what was counted stands in the first."""
     counts = [len(move.places), *([move.fixed, move.broken] if is_labelled else [])]
-    shown = [_shortened(_text(rows[at])) for at in move.places[:examples]] or [""]
+    shown = [shortened(_text(rows[at])) for at in move.places[:examples]] or [""]
     blank = ["" for _ in counts]
     return [
         [move.before, move.after, *counts, text] if first else ["", "", *blank, text]
@@ -121,7 +119,3 @@ def _agreement(found: Agreement) -> str:
 
 def _text(row: Asked) -> str:
     return next(iter(user_turns(row.prompt)), "")
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"

@@ -12,7 +12,7 @@ from adapters.command import open_home
 from adapters.errors import NotFound
 from adapters.exemplars import Exemplars, exemplars_of
 from adapters.home import Home, home_options
-from adapters.output import json_option, print_json, print_table
+from adapters.output import json_option, print_json, print_table, shortened
 
 from ..encoder_flags import DEFAULT_PRECISION, encoder_option
 from .choice import LIVE, Chosen, choose_classifier, classifier_option, is_folder
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ..classify.encoding import Encoder
     from .explanation import Explained
 
-MAX_SHOWN = 70
 LABELS = 5
 
 
@@ -94,7 +93,7 @@ def _print(found: Explained, chosen: Chosen | None, exemplars: Exemplars) -> Non
     facts: list[list[object]] = [
         [f"classifier {chosen.name}" if chosen else "no classifier", found.classifier and found.classifier.reason],
         [f"memory of {len(exemplars.rows)} exemplars ({(exemplars.digest or 'none')[:16]})", _memory_line(found)],
-        ["its exemplar", found.memory and _shortened(found.memory.text)],
+        ["its exemplar", found.memory and shortened(found.memory.text)],
         ["decision", _decider(found) + (f", {found.turn} turns back" if found.turn else "")],
     ]
     _section(["judged by", "what it says"], facts)
@@ -102,7 +101,7 @@ def _print(found: Explained, chosen: Chosen | None, exemplars: Exemplars) -> Non
         shares = list(found.classifier.probabilities.items())[:LABELS]
         _section(["label", "probability"], [[label, f"{share:.4f}"] for label, share in shares])
     cells: list[list[object]] = [
-        [f"{one.similarity:.3f}", one.label, one.source, "yes" if one.speaks else "fitted", _shortened(one.text)]
+        [f"{one.similarity:.3f}", one.label, one.source, "yes" if one.speaks else "fitted", shortened(one.text)]
         for one in found.nearest
     ]
     _section(["similarity", "label", "source", "speaks", "nearest exemplars"], cells)
@@ -145,7 +144,3 @@ def _section(header: list[str], cells: list[list[object]]) -> None:
     if cells:
         click.echo()
         print_table(header, cells)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
