@@ -109,6 +109,10 @@ class Journal:
         """As `open`, but never makes a registry where there is none, and waits no longer for one that is locked."""
         return cls(schema.connect(url, create=False, busy_timeout_ms=busy_timeout_ms), actor=actor)
 
+    def acting_as(self, actor: str) -> Self:
+        """The same registry, whose events name `actor`. It shares the connections: close only one of both."""
+        return type(self)(self.engine, actor=actor, clock=self._clock)
+
     def close(self) -> None:
         self.engine.dispose()
 

@@ -2,7 +2,8 @@
 
 `events` is the truth; `routes` and `classifier` are folds of it, written in the event's own transaction.
 `versions`, `evidence` and `classifiers` are immutable rows an event points to; `examples`, `corrections` and
-`feedback` hold text outside the event log, so that forgetting truly deletes it; `gateways` are heartbeats.
+`feedback` hold text outside the event log, so that forgetting truly deletes it; `keys` hold what tells an API key,
+never the key; `gateways` are heartbeats.
 
 Tables that came later are made when an older registry is opened: the schema's number stays, so that gateways of
 both versions can share it while a fleet is being upgraded.
@@ -135,6 +136,18 @@ classifier = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("state", JSON, nullable=False),
+)
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),  # sha256 of the secret, which is kept nowhere
+    Column("routes", JSON(none_as_null=True)),  # NULL: all routes
+    Column("limits", JSON, nullable=False),
+    Column("created_at", String(32), nullable=False),
+    Column("revoked_at", String(32)),
 )
 gateways = Table(
     "gateways",

@@ -517,6 +517,13 @@ def test_every_event_says_who_when_what_and_why(tmp_path: Path) -> None:
     registry.close()
 
 
+def test_the_same_registry_can_act_for_another(registry: Registry) -> None:
+    other = registry.acting_as("key:ann")
+    assert other.disable("sql").event.actor == "key:ann"
+    assert other.engine is registry.engine
+    assert registry.enable("sql").event.actor == "tester"
+
+
 def test_events_are_read_after_a_serial_and_by_route(registry: Registry) -> None:
     registry.create_route("other")
     registry.disable("sql")
