@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 
+from .keys import ROLES, ApiKey, KeyLimits
 from .types import ClassifierState, Event, RouteName, RouteState
 
 
@@ -76,6 +77,30 @@ def fold_classifier(events: Iterable[Event]) -> ClassifierState:
     for event in events:
         state = apply_to_classifier(state, event)
     return state
+
+
+def apply_to_keys(keys: Mapping[str, ApiKey], event: Event) -> Mapping[str, ApiKey]:
+    """All keys by id after `event`, without their digests; events of other kinds change nothing."""
+    if event.kind not in ("key_created", "key_changed", "key_revoked"):
+        return keys
+    known = str(event.payload["id"])
+    if event.kind == "key_revoked":
+        return {**keys, known: replace(keys[known], revoked_at=event.time)}
+    routes, limits = event.payload["routes"], event.payload["limits"]
+    allowed = frozenset(str(one) for one in routes) if isinstance(routes, list) else None
+    found = KeyLimits(**limits) if isinstance(limits, dict) else KeyLimits()
+    if event.kind == "key_changed":
+        return {**keys, known: replace(keys[known], routes=allowed, limits=found)}
+    role = next(role for role in ROLES if role == event.payload["role"])
+    return {**keys, known: ApiKey(known, str(event.payload["name"]), role, allowed, found, event.time)}
+
+
+def fold_keys(events: Iterable[Event]) -> Mapping[str, ApiKey]:
+    """Every key by id from the whole history, in serial order."""
+    keys: Mapping[str, ApiKey] = {}
+    for event in events:
+        keys = apply_to_keys(keys, event)
+    return keys
 
 
 def route_to_json(state: RouteState) -> dict[str, object]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Self
@@ -18,14 +18,17 @@ from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from . import schema
+from .database import connect
 from .errors import BadInput, NotFound, RegistryUnavailable
 from .fold import apply_to_classifier, apply_to_route, route_from_json, route_to_json
+from .keys import ApiKey
 from .records import (
     classifier_from_row,
     event_from_row,
     event_row,
     gateway_document,
     gateway_from_row,
+    key_from_row,
     version_from_row,
 )
 from .rows import is_unicode
@@ -53,9 +56,9 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What changed after a serial, read in one moment: the routes that have newer events, whole.
+    """What changed after a serial, read in one moment: the routes and the keys that have newer events, whole.
 
-    `last_serials` maps each of them to its newest event's serial; `live_classifier` is a digest.
+    `last_serials` maps each route to its newest event's serial; `live_classifier` is a digest. Revoked keys are there.
     """
 
     serial: int
@@ -64,6 +67,7 @@ class View:
     last_serials: Mapping[str, int]
     versions: tuple[AdapterVersion, ...]
     live_classifier: str | None
+    keys: tuple[ApiKey, ...] = ()
 
 
 def utc_now() -> str:
@@ -102,12 +106,12 @@ class Journal:
 
     @classmethod
     def open(cls, url: str, *, actor: str | None = None) -> Self:
-        return cls(schema.connect(url), actor=actor or local_actor())
+        return cls(connect(url), actor=actor or local_actor())
 
     @classmethod
     def open_existing(cls, url: str, *, actor: str, busy_timeout_ms: int) -> Self:
         """As `open`, but never makes a registry where there is none, and waits no longer for one that is locked."""
-        return cls(schema.connect(url, create=False, busy_timeout_ms=busy_timeout_ms), actor=actor)
+        return cls(connect(url, create=False, busy_timeout_ms=busy_timeout_ms), actor=actor)
 
     def acting_as(self, actor: str) -> Self:
         """The same registry, whose events name `actor`. It shares the connections: close only one of both."""
@@ -215,7 +219,8 @@ class Journal:
             versions = tuple(version_from_row(row) for row in connection.execute(chosen))
             number = read_classifier(connection).live
             digest = select(schema.classifiers.c.digest).where(schema.classifiers.c.number == number)
-            return View(serial, events, routes, last, versions, connection.execute(digest).scalar())
+            classifier = connection.execute(digest).scalar()
+            return View(serial, events, routes, last, versions, classifier, _keys_of(connection, events))
 
     def routes(self) -> list[RouteState]:
         with self.reading() as connection:
@@ -278,6 +283,13 @@ class Journal:
         with self.reading() as connection:
             rows = connection.execute(select(schema.gateways).order_by(schema.gateways.c.gateway_id))
             return [gateway_from_row(row) for row in rows]
+
+
+def _keys_of(connection: Connection, events: Sequence[Event]) -> tuple[ApiKey, ...]:
+    """The keys that `events` are about."""
+    ids = {str(event.payload["id"]) for event in events if event.kind in ("key_created", "key_changed", "key_revoked")}
+    rows = connection.execute(select(schema.keys).where(schema.keys.c.id.in_(sorted(ids)))) if ids else ()
+    return tuple(key_from_row(row) for row in rows)
 
 
 def read_classifier(connection: Connection) -> ClassifierState:

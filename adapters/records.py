@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from sqlalchemy import Row
 
+from .keys import ApiKey, KeyLimits
 from .manifests import parse_manifest
 from .types import AdapterVersion, ClassifierVersion, Event, GatewayRow, InForce, RouteName
 
@@ -28,6 +29,17 @@ def version_from_row(row: Row[*tuple[object, ...]]) -> AdapterVersion:
 
 def classifier_from_row(row: Row[*tuple[object, ...]]) -> ClassifierVersion:
     return ClassifierVersion(**row._mapping)
+
+
+def key_row(key: ApiKey) -> dict[str, object]:
+    routes = None if key.routes is None else sorted(key.routes)
+    return {**asdict(key), "routes": routes, "limits": asdict(key.limits)}
+
+
+def key_from_row(row: Row[*tuple[object, ...]]) -> ApiKey:
+    values = row._mapping
+    routes = None if values["routes"] is None else frozenset(values["routes"])
+    return ApiKey(**{**values, "routes": routes, "limits": KeyLimits(**values["limits"])})
 
 
 def gateway_document(gateway: GatewayRow) -> dict[str, object]:

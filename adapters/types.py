@@ -32,6 +32,9 @@ EventKind = Literal[
     "classifier_evidence_added",
     "classifier_promoted",
     "classifier_rolled_back",
+    "key_created",
+    "key_changed",
+    "key_revoked",
 ]
 
 RESERVED_NAMES = frozenset({"auto", "base", "oos"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adapters.errors import (
@@ -66,6 +67,14 @@ class NotApplied(AdapterUnavailable):
     """The engine answers for the version, but not with what the version is: it changes nothing, or the wrong thing."""
 
 
+class RateLimited(RouterError):
+    """A key is at one of its limits. `headers` say which, and when to come again."""
+
+    def __init__(self, message: str, *, hint: str = "", headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.headers = dict(headers or {})
+
+
 class EngineOverloaded(RouterError):
     """The engine or a cap takes no further request now."""
 
@@ -116,6 +125,7 @@ TABLE: dict[type[Exception], Wire] = {
     RouteDisabled: Wire(409, "invalid_request_error", "route_disabled"),
     AdapterUnavailable: Wire(503, "server_error", "adapter_unavailable"),
     NotApplied: Wire(503, "server_error", "adapter_unavailable"),
+    RateLimited: Wire(429, "rate_limit_error", "rate_limit_exceeded"),
     EngineOverloaded: Wire(429, "rate_limit_error", "engine_overloaded"),
     FeedbackOverloaded: Wire(429, "rate_limit_error", "feedback_overloaded"),
     EngineFailed: Wire(502, "server_error", "engine_failed"),

@@ -5,9 +5,16 @@ from __future__ import annotations
 from .policy import AUTO, Snapshot
 
 
-def model_list(snapshot: Snapshot) -> dict[str, object]:
-    """`GET /v1/models`. The base stands alone without `parent`; routes appear while enabled with a live version."""
-    live = [route.name for route in snapshot.routes.values() if route.enabled and route.wanted is not None]
+def model_list(snapshot: Snapshot, permitted: frozenset[str] | None = None) -> dict[str, object]:
+    """`GET /v1/models`. The base stands alone without `parent`; routes appear while enabled with a live version.
+
+    Of them only those `permitted` to the key that asks; `None` permits all.
+    """
+    live = [
+        route.name
+        for route in snapshot.routes.values()
+        if route.enabled and route.wanted is not None and (permitted is None or route.name in permitted)
+    ]
     cards = [_card(snapshot.base_id, None), *(_card(name, snapshot.base_id) for name in [AUTO, *sorted(live)])]
     return {"object": "list", "data": cards}
 

@@ -61,20 +61,30 @@ class NotScored:
     reason: Reason
 
 
-def decide(model: str, judged: Judged | NotScored, snapshot: Snapshot, *, allow_unreleased: bool = False) -> Decision:
+def decide(
+    model: str,
+    judged: Judged | NotScored,
+    snapshot: Snapshot,
+    *,
+    allow_unreleased: bool = False,
+    permitted: frozenset[str] | None = None,
+) -> Decision:
     """The decision for a request that names `model`.
 
-    `judged` is read for `auto` only. Raises `ModelNotFound`, `RouteDisabled` or `Forbidden`; a named adapter
-    never falls to the base in silence.
+    `judged` is read for `auto` only. `permitted` are the routes that the request's key may use, `None` where it may
+    all; the base it may always. Raises `ModelNotFound`, `RouteDisabled` or `Forbidden`; a named adapter never falls
+    to the base in silence.
     """
     if model == snapshot.base_id:
         return _base(snapshot, "base_requested")
     if model == AUTO:
-        return _decide_auto(judged, snapshot)
+        return _decide_auto(judged, snapshot, permitted)
     try:
         ref = AdapterRef.parse(model)
     except InvalidName:
         raise _not_found(model) from None
+    if permitted is not None and ref.route not in permitted:  # whether it exists or not is not for this key to know
+        raise Forbidden(f"this key may not use {model!r:.200}; see GET /v1/models", param="model", code="not_permitted")
     route = snapshot.routes.get(ref.route)
     if route is None:
         raise _not_found(model)
@@ -83,12 +93,14 @@ def decide(model: str, judged: Judged | NotScored, snapshot: Snapshot, *, allow_
     return _decide_pinned(model, ref, route, allow_unreleased)
 
 
-def _decide_auto(judged: Judged | NotScored, snapshot: Snapshot) -> Decision:
+def _decide_auto(judged: Judged | NotScored, snapshot: Snapshot, permitted: frozenset[str] | None) -> Decision:
     if isinstance(judged, NotScored):
         return _base(snapshot, judged.reason)
     route = snapshot.routes.get(judged.scores.route)
     if judged.scores.abstains or route is None:
         return _base(snapshot, "abstained" if judged.scores.abstains else "no_live_version", judged=judged)
+    if permitted is not None and route.name not in permitted:
+        return _base(snapshot, "not_permitted", route, judged)
     return _of_route(route, snapshot, "classified", judged)
 
 
