@@ -7,10 +7,10 @@ from dataclasses import asdict
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from .backends.base import Backend
+from .backends.base import Serving
 
 
-def engine_routes(backend: Backend) -> APIRouter:
+def engine_routes(backend: Serving) -> APIRouter:
     """`GET /admin/v1/engines` and `POST /admin/v1/engines/NAME/drain` or `/resume`; a name may hold slashes."""
     router = APIRouter(prefix="/admin/v1/engines")
 

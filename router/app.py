@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,13 +20,13 @@ from adapters.errors import BranchlineError
 
 from .admin import engine_routes
 from .auth import Gatekeeper
-from .backends.base import Backend
-from .catalog import Catalog
+from .backends.base import Serving
 from .dispatch import Answer, Dispatcher, close
 from .errors import BodyTooLarge, InvalidRequest, error_object, wire_for
 from .feedback import MAX_BODY_BYTES, Feedback, parse_proposal
 from .listing import model_list
 from .porch import Porch
+from .standing import Standing
 from .telemetry import Telemetry
 from .types import Endpoint
 from .wire import parse_request
@@ -37,15 +37,19 @@ log = logging.getLogger("branchline.app")
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Everything an app is made of, built in one place (`cli.py`, or a test)."""
+    """Everything an app is made of, built in one place (`cli.py`, or a test).
 
-    catalog: Catalog
-    backend: Backend
+    `metrics_page` gives the metrics of all workers where this process is one of several.
+    """
+
+    catalog: Standing
+    backend: Serving
     dispatcher: Dispatcher
     gatekeeper: Gatekeeper
     telemetry: Telemetry
     max_body_bytes: int = 8 * 1024 * 1024
     feedback: Feedback | None = None
+    metrics_page: Callable[[], Awaitable[bytes]] | None = None
 
 
 def create_app(parts: Parts) -> FastAPI:
@@ -111,7 +115,9 @@ def _add_pages(app: FastAPI, parts: Parts) -> None:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(parts.telemetry.render(parts.catalog), media_type="text/plain; version=0.0.4")
+        render = parts.metrics_page
+        page = parts.telemetry.render(parts.catalog) if render is None else await render()
+        return Response(page, media_type="text/plain; version=0.0.4")
 
 
 def _add_feedback(app: FastAPI, feedback: Feedback) -> None:

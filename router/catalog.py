@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from adapters.exemplars import exemplars_of
 from adapters.journal import Journal, View
 from adapters.probes import probes_of
 from adapters.store import Store
@@ -23,19 +24,30 @@ from .background import Background
 from .classify.classifier import Classifier
 from .classify.judge import Judge
 from .judge_building import FindEncoder, JudgeBuilder, LoadClassifier, no_encoder
-from .judging import Judging
+from .judging import JudgeKeeper, Judging
 from .policy import Snapshot
+from .principal import KeyRing
 from .residency import OnLoad, Residency, tell_nobody
 from .tracked import TrackedRoute
 from .types import EngineStatus
 from .warming import Warming
 from .watcher import Watcher
 
+Tell = Callable[[Snapshot, Sequence[str], Callable[[], None]], None]
+KeepJudge = Callable[[Background, Callable[[], None]], JudgeKeeper]
+
+
+def tell_nobody_else(_snapshot: Snapshot, _changed: Sequence[str], done: Callable[[], None]) -> None:
+    """For a gateway of one process."""
+    done()
+
 
 class Catalog:
     """Lives on the gateway's event loop; only the watcher runs beside it. `snapshot` may be read at any time.
 
-    `on_load` hears of every load of a version: its route, how it went and how many seconds it took.
+    `on_load` hears of every load of a version: its route, how it went and how many seconds it took. Where requests
+    are answered elsewhere, `tell` is given each snapshot and the names of the routes that changed in it, and calls
+    back once it holds there: only then the heartbeat says so; `keep_judge` makes what follows the classifier there.
     """
 
     def __init__(
@@ -48,21 +60,26 @@ class Catalog:
         *,
         find_encoder: FindEncoder = no_encoder,
         on_load: OnLoad = tell_nobody,
+        tell: Tell = tell_nobody_else,
+        keep_judge: KeepJudge | None = None,
     ) -> None:
         self._journal = journal
         self._store = store
         self._backend = backend
         self._background = Background()
-        self._judging = Judging(
-            JudgeBuilder(journal, store, load_classifier, find_encoder), self._background, self._judge_swapped
-        )
+        if keep_judge is None:
+            builder = JudgeBuilder(partial(exemplars_of, journal), store, load_classifier, find_encoder)
+            keep_judge = partial(Judging, builder)
+        self._tell = tell
+        self._judging = keep_judge(self._background, self._judge_swapped)
         find_probes = partial(probes_of, journal, store)
         self._residency = Residency(store, backend, self._background, find_probes, self._is_kept, on_load)
         self._warming = Warming(self._residency, self._background, self._moved)
         self._routes: dict[str, TrackedRoute] = {}
         self._watcher: Watcher | None = None
-        self._heartbeat = GatewayRow(gateway_id, 0.0, 0, {})
+        self._heartbeat = self._acknowledged = GatewayRow(gateway_id, 0.0, 0, {})
         self.snapshot = Snapshot(0, backend.base_id, {})
+        self.keys = KeyRing()
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -73,6 +90,7 @@ class Catalog:
         self._heartbeat = replace(
             self._heartbeat, base_id=self._backend.base_id, base_fingerprint=self._backend.base_fingerprint
         )
+        self._acknowledged = self._heartbeat
         self._warming.begin(self._apply(view), self._backend.capacity)
 
         def hand_over(newer: View) -> None:
@@ -162,6 +180,8 @@ class Catalog:
             if self._learn(state, versions[state.name], events[state.name])
         ]
         changed = [self._routes[state.name] for state in view.routes]
+        if view.keys:
+            self.keys = self.keys.updated(view.keys)
         self._publish(view.serial, changed)
         for route in changed:
             route.tell()
@@ -213,7 +233,7 @@ class Catalog:
         routes: dict[str, TrackedRoute] = {route.state.name: route for route in changed}
         seen = {name: route.as_policy_sees() for name, route in routes.items()}
         told = {name: route.as_fleet_sees() for name, route in routes.items()}
-        classifier, exemplars = self.judge.classifier_digest, self.judge.exemplars_digest
+        classifier, exemplars = self._judging.classifier_digest, self._judging.exemplars_digest
         self.snapshot = Snapshot(serial, self.snapshot.base_id, {**self.snapshot.routes, **seen}, classifier, exemplars)
         self._heartbeat = replace(
             self._heartbeat,
@@ -222,6 +242,11 @@ class Catalog:
             classifier_digest=classifier,
             exemplars_digest=exemplars,
         )
+        self._tell(self.snapshot, list(routes), partial(self._hold, self._heartbeat))
+
+    def _hold(self, heartbeat: GatewayRow) -> None:
+        """What `heartbeat` says holds for every request from here on."""
+        self._acknowledged = heartbeat
         if self._watcher is not None:
             self._watcher.beat_now()
 
@@ -229,4 +254,4 @@ class Catalog:
         self._publish(self.snapshot.serial)
 
     def _beat(self) -> GatewayRow:
-        return replace(self._heartbeat, last_seen=time.time())
+        return replace(self._acknowledged, last_seen=time.time())

@@ -9,10 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from .backends.base import Backend
-from .catalog import Catalog
+from .backends.base import Serving
 from .errors import AdapterUnavailable, EngineFailed, EngineOverloaded
 from .policy import AUTO, NotScored, Snapshot, decide
+from .standing import Standing
 from .telemetry import Outcome, Tail, Telemetry
 from .types import Call, Decision, Judged, Reply
 from .wire import ClientRequest
@@ -44,7 +44,7 @@ class Chosen:
 class Dispatcher:
     """Stateless but for the cap on requests to versions that were never live."""
 
-    def __init__(self, catalog: Catalog, backend: Backend, telemetry: Telemetry, *, allow_unreleased: bool) -> None:
+    def __init__(self, catalog: Standing, backend: Serving, telemetry: Telemetry, *, allow_unreleased: bool) -> None:
         self._catalog = catalog
         self._backend = backend
         self._telemetry = telemetry

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from adapters.errors import BranchlineError
-from adapters.exemplars import exemplars_of
-from adapters.journal import Journal
+from adapters.exemplars import Exemplars
 from adapters.rows import text_digest
 from adapters.store import Store
 
@@ -30,6 +29,7 @@ BATCH_TEXTS = 64
 log = logging.getLogger("branchline.judging")
 LoadClassifier = Callable[[Path, str], Classifier]
 FindEncoder = Callable[[EncoderRef | None], Encoder | None]
+ReadExemplars = Callable[[], Exemplars]
 
 
 def no_encoder(ref: EncoderRef | None) -> Encoder | None:
@@ -58,12 +58,14 @@ class Parts:
 
 
 class JudgeBuilder:
-    """`find_encoder` gives the encoder that a classifier was fitted with, or, asked for `None`, the gateway's own."""
+    """`read_exemplars` tells the exemplars as they stand. `find_encoder` gives the encoder that a classifier was fitted
+    with, or, asked for `None`, the gateway's own.
+    """
 
     def __init__(
-        self, journal: Journal, store: Store, load_classifier: LoadClassifier, find_encoder: FindEncoder
+        self, read_exemplars: ReadExemplars, store: Store, load_classifier: LoadClassifier, find_encoder: FindEncoder
     ) -> None:
-        self._journal = journal
+        self._read_exemplars = read_exemplars
         self._store = store
         self._load_classifier = load_classifier
         self._find_encoder = find_encoder
@@ -84,7 +86,7 @@ class JudgeBuilder:
                 found = replace(found, classifier=classifier)
             found = replace(found, problem=reason_of("the classifier", error))
         encoder = found.encoder and _Stoppable(found.encoder, stopped)
-        rows = exemplars_of(self._journal).rows
+        rows = self._read_exemplars().rows
         memory = Memory.build(rows, is_seen=_is_seen(found.classifier), encoder=encoder, before=before.memory)
         return replace(found, memory=memory)
 
@@ -94,7 +96,7 @@ class JudgeBuilder:
         """
         if not parts.memory.entries:
             return parts
-        rows = exemplars_of(self._journal).rows
+        rows = self._read_exemplars().rows
         digests = [text_digest(row.text) for row in rows]
         left = {(row.label, digest) for row, digest in zip(rows, digests, strict=True)}
         if all((entry.label, entry.text_digest) in left for entry in parts.memory.entries):

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 from adapters.exemplars import exemplars_changed
 from adapters.journal import View
@@ -28,6 +29,34 @@ ENCODER_GRACE_SECONDS = 60.0  # for requests that began with an encoder since re
 MAX_BUILDS = 2  # the wanted one, and one that was overtaken and does not end
 MAX_FORGETTING = 3  # of one build: whoever changes exemplars all the time must not keep it out
 log = logging.getLogger("branchline.judging")
+
+
+class JudgeKeeper(Protocol):
+    """Follows which classifier and which exemplars are wanted; the digests say which of both are in force."""
+
+    @property
+    def judge(self) -> Judge:
+        """What decides in this process."""
+
+    @property
+    def classifier_digest(self) -> str | None: ...
+
+    @property
+    def exemplars_digest(self) -> str | None: ...
+
+    @property
+    def coming(self) -> list[str]:
+        """What is wanted and on its way, but not in force yet."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why what is in force is not what is wanted."""
+
+    def follow(self, view: View) -> None:
+        """Learn what is wanted now."""
+
+    async def stop(self) -> None:
+        """End what follows."""
 
 
 class Judging:
@@ -55,6 +84,14 @@ class Judging:
         self.problem: str | None = None
 
     @property
+    def classifier_digest(self) -> str | None:
+        return self.judge.classifier_digest
+
+    @property
+    def exemplars_digest(self) -> str | None:
+        return self.judge.exemplars_digest
+
+    @property
     def coming(self) -> list[str]:
         """What is wanted and on its way, but not in force yet."""
         if self.problem is not None or self._followed == self._changes:
@@ -62,12 +99,18 @@ class Judging:
         return ["the exemplars" if self.judge.classifier_digest == self._wanted else "the classifier"]
 
     def follow(self, view: View) -> None:
-        """Learn what is wanted now. A burst of changes to exemplars costs two builds, not one for each."""
-        promoted = view.live_classifier != self._wanted
-        changed = exemplars_changed(view)
+        """Learn what is wanted now."""
+        self.want(view.live_classifier, changed=exemplars_changed(view))
+
+    def want(self, classifier: str | None, *, changed: bool) -> None:
+        """Follow the classifier of that digest, and the exemplars where they `changed`.
+
+        A burst of changes to exemplars costs two builds, not one for each.
+        """
+        promoted = classifier != self._wanted
         if not promoted and not changed:
             return
-        self._wanted = view.live_classifier
+        self._wanted = classifier
         self._changes += 1
         if changed:
             self._begin_forgetting()

@@ -8,10 +8,10 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from .catalog import Catalog
 from .decision_log import DecisionLog
 from .engine_metrics import EngineMetrics
 from .residency import LoadOutcome
+from .standing import Standing
 from .types import Decision
 
 TAIL_BYTES = 4096
@@ -136,14 +136,18 @@ class Telemetry:
     def refused(self, code: str) -> None:
         self._errors.labels(code).inc()
 
-    def render(self, catalog: Catalog) -> bytes:
+    def render(self, catalog: Standing) -> bytes:
         """The metrics page; gauges are read from the catalog now."""
+        self.look_at(catalog)
+        return generate_latest(self.registry)
+
+    def look_at(self, catalog: Standing) -> None:
+        """Set the gauges to what the catalog tells now."""
         self._serial.set(catalog.snapshot.serial)
         self._stale.set(catalog.stale_seconds)
         for name, route in list(catalog.snapshot.routes.items())[:MAX_ROUTE_LABELS]:
             self._in_force.labels(name).set(route.in_force == route.wanted)
         self._engines.engines = catalog.engines
-        return generate_latest(self.registry)
 
     def close(self) -> None:
         if self._log is not None:

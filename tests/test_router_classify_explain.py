@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from click.testing import CliRunner, Result
 from adapters.command import open_home
 from adapters.errors import BranchlineError, NotFound
 from adapters.examples import add_examples
-from adapters.exemplars import Exemplar
+from adapters.exemplars import Exemplar, exemplars_of
 from adapters.home import Home
 from adapters.registry import Registry
 from adapters.types import Manifest, RouteName
@@ -160,7 +161,9 @@ def test_explain_decides_as_the_gateway_does(home: Path, registry: Registry) -> 
         background = Background()
         loading = lambda folder, digest: load_classifier(folder, digest=digest)  # noqa: E731
         store = Home.at(home).open_store()
-        judging = Judging(JudgeBuilder(registry, store, loading, no_encoder), background, lambda: None)
+        judging = Judging(
+            JudgeBuilder(partial(exemplars_of, registry), store, loading, no_encoder), background, lambda: None
+        )
         judging.follow(registry.view())
         await background.settled()
         judge, found = judging.judge, []

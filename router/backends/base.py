@@ -14,8 +14,8 @@ from ..errors import InvalidRequest
 from ..types import Call, EngineStatus, Reply
 
 
-class Backend(Protocol):
-    """An engine that serves one base and any number of adapter versions.
+class Serving(Protocol):
+    """What requests and operators ask of an engine that is up. A worker process has this much of it.
 
     All methods run on the gateway's event loop and must not block it: work goes to threads or processes.
     Methods may be called concurrently. Errors come from `router.errors`.
@@ -26,38 +26,11 @@ class Backend(Protocol):
         """The id the base is served under. Constant."""
 
     @property
-    def base_fingerprint(self) -> str | None:
-        """The base's fingerprint, `None` where this engine cannot tell. Constant after `start`."""
-
-    @property
-    def capacity(self) -> int | None:
-        """How many versions can be resident at once, `None` where only memory limits it."""
-
-    @property
     def engines(self) -> Sequence[EngineStatus]:
         """The engine processes behind this backend, for operators. Never blocks."""
 
-    async def start(self) -> None:
-        """Bring the engine up; returns once the base can answer. Raises `EngineFailed`."""
-
-    async def stop(self) -> None:
-        """Stop taking calls, end running ones with `EngineFailed`, free everything. Idempotent."""
-
     async def ready(self) -> bool:
         """Whether the base can answer now. Never raises."""
-
-    async def load(self, version: AdapterVersion, folder: Path, probes: Probes = NO_PROBES) -> None:
-        """Make `version` (files in `folder`, verified) resident, and prove that it is applied; `probes` may help.
-
-        Afterwards calls for `version.engine_name` pay no load. Idempotent; runs beside traffic without
-        disturbing it. Raises `AdapterUnavailable` (`NotApplied` where the proof fails) and leaves everything as it was.
-        """
-
-    async def unload(self, engine_name: str) -> None:
-        """Forget a version nobody will ask for again; calls already running for it finish. Idempotent."""
-
-    def is_resident(self, engine_name: str) -> bool:
-        """Whether a call for `engine_name` would pay no load."""
 
     async def drain(self, name: str) -> None:
         """Give the engine `name` (of `engines`) no further calls; those running finish. Idempotent.
@@ -79,6 +52,37 @@ class Backend(Protocol):
         `model` in the answer is `call.engine_name`. Closing `reply.body` stops the work for this call
         within one decoding step.
         """
+
+
+class Backend(Serving, Protocol):
+    """An engine that serves one base and any number of adapter versions, with its life and what it holds."""
+
+    @property
+    def base_fingerprint(self) -> str | None:
+        """The base's fingerprint, `None` where this engine cannot tell. Constant after `start`."""
+
+    @property
+    def capacity(self) -> int | None:
+        """How many versions can be resident at once, `None` where only memory limits it."""
+
+    async def start(self) -> None:
+        """Bring the engine up; returns once the base can answer. Raises `EngineFailed`."""
+
+    async def stop(self) -> None:
+        """Stop taking calls, end running ones with `EngineFailed`, free everything. Idempotent."""
+
+    async def load(self, version: AdapterVersion, folder: Path, probes: Probes = NO_PROBES) -> None:
+        """Make `version` (files in `folder`, verified) resident, and prove that it is applied; `probes` may help.
+
+        Afterwards calls for `version.engine_name` pay no load. Idempotent; runs beside traffic without
+        disturbing it. Raises `AdapterUnavailable` (`NotApplied` where the proof fails) and leaves everything as it was.
+        """
+
+    async def unload(self, engine_name: str) -> None:
+        """Forget a version nobody will ask for again; calls already running for it finish. Idempotent."""
+
+    def is_resident(self, engine_name: str) -> bool:
+        """Whether a call for `engine_name` would pay no load."""
 
 
 def refuse_drain(own: str, name: str) -> NoReturn:
