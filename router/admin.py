@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
 from .backends.base import Serving
+from .errors import Forbidden
+from .principal import ANONYMOUS, Principal
+
+
+async def require_operator(request: Request) -> None:
+    """Raise `Forbidden` for a key that is no operator's. A server without keys is open to whoever reaches it."""
+    principal: Principal = request.state.principal
+    if principal is not ANONYMOUS and not principal.may("operator"):
+        raise Forbidden(f"this key has the role {principal.role!r}, expected 'operator'", code="not_permitted")
 
 
 def engine_routes(backend: Serving) -> APIRouter:
     """`GET /admin/v1/engines` and `POST /admin/v1/engines/NAME/drain` or `/resume`; a name may hold slashes."""
-    router = APIRouter(prefix="/admin/v1/engines")
+    router = APIRouter(prefix="/admin/v1/engines", dependencies=[Depends(require_operator)])
 
     def engines() -> JSONResponse:
         return JSONResponse({"engines": [asdict(engine) for engine in backend.engines]})

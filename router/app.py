@@ -7,10 +7,10 @@ import json
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -18,12 +18,14 @@ from starlette.types import Receive, Scope, Send
 
 from adapters.errors import BranchlineError
 
-from .admin import engine_routes
+from .admin import engine_routes, require_operator
 from .auth import Gatekeeper
 from .backends.base import Serving
 from .dispatch import Answer, Dispatcher, close
-from .errors import BodyTooLarge, InvalidRequest, error_object, wire_for
+from .errors import BodyTooLarge, InvalidRequest, RateLimited, error_object, wire_for
 from .feedback import MAX_BODY_BYTES, Feedback, parse_proposal
+from .key_metrics import KeyMetrics
+from .limits import BYTES_PER_TOKEN, Limits
 from .listing import model_list
 from .porch import Porch
 from .standing import Standing
@@ -50,6 +52,7 @@ class Parts:
     max_body_bytes: int = 8 * 1024 * 1024
     feedback: Feedback | None = None
     metrics_page: Callable[[], Awaitable[bytes]] | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 def create_app(parts: Parts) -> FastAPI:
@@ -59,8 +62,9 @@ def create_app(parts: Parts) -> FastAPI:
     _add_inference(app, parts)
     _add_pages(app, parts)
     if parts.feedback is not None:
-        _add_feedback(app, parts.feedback)
+        _add_feedback(app, parts.feedback, parts.limits)
     app.include_router(engine_routes(parts.backend))
+    parts.telemetry.registry.register(KeyMetrics(parts.limits))
     _add_errors(app, parts)
     app.add_middleware(Porch, gatekeeper=parts.gatekeeper, refuse=lambda error: _error_response(error, parts))
     return app
@@ -68,8 +72,17 @@ def create_app(parts: Parts) -> FastAPI:
 
 def _add_inference(app: FastAPI, parts: Parts) -> None:
     async def infer(request: Request, endpoint: Endpoint) -> Response:
-        parsed = parse_request(await _read_body(request, parts.max_body_bytes), endpoint)
-        answer = await _until_gone(request, parts.dispatcher.answer(parsed, request.state.request_id))
+        principal = request.state.principal
+        admission = request.state.admission = parts.limits.admit(principal)
+        try:
+            raw = await _read_body(request, parts.max_body_bytes)
+            parsed = parse_request(raw, endpoint)
+            admission.prompt_estimate = 0 if endpoint == "tokenize" else len(raw) // BYTES_PER_TOKEN
+            work = parts.dispatcher.answer(parsed, request.state.request_id, principal, admission)
+            answer = await _until_gone(request, work)
+        except BaseException:
+            admission.ended()
+            raise
         if parsed.stream:
             return _EventStream(answer, request.state.request_id)
         content = await _until_gone(request, _collect(answer.reply.body))
@@ -94,8 +107,8 @@ def _add_inference(app: FastAPI, parts: Parts) -> None:
 
 def _add_pages(app: FastAPI, parts: Parts) -> None:
     @app.get("/v1/models")
-    async def models() -> JSONResponse:
-        return JSONResponse(model_list(parts.catalog.snapshot))
+    async def models(request: Request) -> JSONResponse:
+        return JSONResponse(model_list(parts.catalog.snapshot, request.state.principal.routes))
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -113,17 +126,22 @@ def _add_pages(app: FastAPI, parts: Parts) -> None:
         }
         return JSONResponse(document, 200 if is_ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", dependencies=[Depends(require_operator)])
     async def metrics() -> Response:
         render = parts.metrics_page
         page = parts.telemetry.render(parts.catalog) if render is None else await render()
         return Response(page, media_type="text/plain; version=0.0.4")
 
 
-def _add_feedback(app: FastAPI, feedback: Feedback) -> None:
+def _add_feedback(app: FastAPI, feedback: Feedback, limits: Limits) -> None:
     @app.post("/v1/feedback")
     async def propose(request: Request) -> JSONResponse:
-        await feedback.queue(parse_proposal(await _read_body(request, MAX_BODY_BYTES)))
+        admission = request.state.admission = limits.admit(request.state.principal)
+        try:
+            raw = await _read_body(request, MAX_BODY_BYTES)
+            await feedback.queue(parse_proposal(raw, request.state.principal))
+        finally:
+            admission.ended()
         return JSONResponse({"object": "feedback", "status": "queued"}, 202)
 
 
@@ -151,7 +169,9 @@ def _error_response(error: Exception, parts: Parts) -> Response:
     document = error_object(error)
     parts.telemetry.refused(document["error"]["code"] or "invalid_request")
     wire = wire_for(error)
-    headers = {"retry-after": "1"} if wire.status in (429, 503) else None
+    headers: dict[str, str] | None = {"retry-after": "1"} if wire.status in (429, 503) else None
+    if isinstance(error, RateLimited):
+        headers = error.headers
     if wire.status == 401:
         headers = {"www-authenticate": "Bearer"}
     return JSONResponse(document, wire.status, headers=headers)
@@ -246,7 +266,7 @@ def _headers(answer: Answer) -> dict[str, str]:
         "x-branchline-serial": str(answer.serial),
         "x-branchline-overhead-ms": f"{answer.overhead_seconds * 1000:.3f}",
     }
-    if decision.route is not None:
+    if decision.route is not None and decision.reason != "not_permitted":  # its name is not for this key
         headers["x-branchline-route"] = decision.route
     if decision.version is not None:
         headers["x-branchline-version"] = str(decision.version)

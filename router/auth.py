@@ -1,38 +1,45 @@
-"""Who is asking, and may a page of another origin? One key for a simple server."""
+"""Who is asking, and may a page of another origin? The registry's keys, and one key for a simple server."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from .errors import ConfigInvalid, Forbidden, Unauthorized
+from .principal import ANONYMOUS, OWNER, KeyRing, Principal, no_keys
 
 MIN_KEY_CHARACTERS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Gatekeeper:
-    """Checks a request's headers. `key_digest` is the sha256 of the key, `None` where no key is asked for.
+    """Checks a request's headers. `key_digest` is the sha256 of the server's own key, `None` where it has none.
 
-    `loopback` is true for a server only this machine can reach: there the Host must be this machine too, so that
-    no web page reaches it through a name that was bent to 127.0.0.1.
+    `keys` tells the registry's keys as they are now. Where there are neither, no key is asked for. `loopback` is true
+    for a server only this machine can reach: there the Host must be this machine too, so that no web page reaches it
+    through a name that was bent to 127.0.0.1.
     """
 
-    key_digest: bytes | None
+    key_digest: bytes | None = field(repr=False)
     loopback: bool
+    keys: Callable[[], KeyRing] = no_keys
 
     @classmethod
-    def for_bind(cls, host: str, key: str | None) -> Gatekeeper:
-        """Raises `ConfigInvalid` for a bind beyond loopback without a key, and for a key too short to be one."""
+    def for_bind(cls, host: str, key: str | None, ring: KeyRing | None = None) -> Gatekeeper:
+        """`key` is the server's own, `ring` what the registry has now.
+
+        Raises `ConfigInvalid` for a bind beyond loopback without a key, and for a key too short to be one.
+        """
+        ring = ring or KeyRing()
         loopback = is_loopback(host)
-        if key is None and not loopback:
+        if key is None and not loopback and not ring.in_force:
             raise ConfigInvalid(
                 f"refusing to listen on {host} without a key",
-                hint="set BRANCHLINE_API_KEY, or listen on 127.0.0.1",
+                hint="make one with `branchline key create`, set BRANCHLINE_API_KEY, or listen on 127.0.0.1",
             )
         if key is not None and len(key) < MIN_KEY_CHARACTERS:
             raise ConfigInvalid(
@@ -44,7 +51,12 @@ class Gatekeeper:
                 "BRANCHLINE_API_KEY holds a space, a line end or a character outside ASCII, which no header can carry",
                 hint="make one with `openssl rand -hex 32`",
             )
-        return cls(None if key is None else hashlib.sha256(key.encode()).digest(), loopback)
+        digest = None if key is None else hashlib.sha256(key.encode()).digest()
+        return cls(digest, loopback, lambda: ring)
+
+    def following(self, keys: Callable[[], KeyRing]) -> Gatekeeper:
+        """The same, which asks `keys` for the registry's keys from here on."""
+        return replace(self, keys=keys)
 
     def require_own_site(self, headers: Mapping[str, str]) -> None:
         """Raise `Forbidden` for a foreign Origin or Host."""
@@ -55,14 +67,22 @@ class Gatekeeper:
         if origin is not None and _host_name(origin.partition("://")[2]) != _host_name(host):
             raise Forbidden(f"Origin {origin!r:.100} may not use this server", code="foreign_origin")
 
-    def require_key(self, headers: Mapping[str, str]) -> None:
-        """Raise `Unauthorized` unless the bearer token is the key, compared in constant time."""
-        if self.key_digest is None:
-            return
+    def principal(self, headers: Mapping[str, str]) -> Principal:
+        """Who shows which key; raises `Unauthorized` for none or a wrong one where one is asked for."""
+        ring = self.keys()
+        if self.key_digest is None and not ring.asks:
+            return ANONYMOUS
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = hashlib.sha256(token.strip().encode()).digest()
-        if not hmac.compare_digest(given, self.key_digest) or scheme.lower() != "bearer":
+        token = token.strip()
+        given = hashlib.sha256(token.encode()).digest()
+        found: Principal | None = None
+        if self.key_digest is not None and hmac.compare_digest(given, self.key_digest):
+            found = OWNER
+        elif ring.asks:
+            found = ring.find(token, given)
+        if found is None or scheme.lower() != "bearer":
             raise Unauthorized("missing or wrong API key; send 'Authorization: Bearer KEY'")
+        return found
 
 
 def is_loopback(host: str) -> bool:

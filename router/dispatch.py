@@ -11,7 +11,9 @@ from functools import partial
 
 from .backends.base import Serving
 from .errors import AdapterUnavailable, EngineFailed, EngineOverloaded
+from .limits import Admission
 from .policy import AUTO, NotScored, Snapshot, decide
+from .principal import ANONYMOUS, Principal
 from .standing import Standing
 from .telemetry import Outcome, Tail, Telemetry
 from .types import Call, Decision, Judged, Reply
@@ -56,14 +58,21 @@ class Dispatcher:
         """How many requests for versions never live are waiting or being answered."""
         return self._unreleased
 
-    async def answer(self, request: ClientRequest, request_id: str) -> Answer:
+    async def answer(
+        self,
+        request: ClientRequest,
+        request_id: str,
+        principal: Principal = ANONYMOUS,
+        admission: Admission | None = None,
+    ) -> Answer:
         """Decide and open the engine. Raises what `decide` and `Backend.open` raise, before any byte went out.
 
-        Whoever takes the answer reads its reply to the end or closes it.
+        Whoever takes the answer reads its reply to the end or closes it; that ends `admission`, too.
         """
         started = time.perf_counter()
         judged = await self._judged(request)
-        choose = partial(decide, request.model, judged, allow_unreleased=self._allow_unreleased)
+        allow_unreleased = self._allow_unreleased or principal.may("operator")
+        choose = partial(decide, request.model, judged, allow_unreleased=allow_unreleased, permitted=principal.routes)
         chosen = Chosen(choose(self._catalog.snapshot), self._catalog.snapshot)
         unreleased = self._is_unreleased(chosen)
         if unreleased and self._unreleased >= MAX_UNRELEASED:
@@ -76,7 +85,8 @@ class Dispatcher:
         except BaseException:
             self._unreleased -= unreleased
             raise
-        ended = partial(self._ended, chosen.decision, request_id, unreleased, _classified_text(request, judged))
+        text = _classified_text(request, judged)
+        ended = partial(self._ended, chosen.decision, request_id, unreleased, text, admission)
         body = Followed(reply.body, ended, started=started, stream=request.stream)
         return Answer(chosen.decision, Reply(body, reply.content_type), chosen.snapshot.serial, chosen.at - started)
 
@@ -132,11 +142,14 @@ class Dispatcher:
         request_id: str,
         unreleased: bool,
         text: str | None,
+        admission: Admission | None,
         outcome: Outcome,
         tail: Tail,
         seconds: float,
     ) -> None:
         self._unreleased -= unreleased
+        if admission is not None:
+            admission.answered(*tail.tokens()[:2])
         self._telemetry.finished(decision, request_id, outcome, tail, seconds, text)
 
     def _is_unreleased(self, chosen: Chosen) -> bool:

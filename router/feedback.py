@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,8 @@ from adapters.feedback import queue_feedback
 from adapters.journal import Journal
 from adapters.types import parse_route_name
 
-from .errors import FeedbackOverloaded, InvalidRequest
+from .errors import FeedbackOverloaded, Forbidden, InvalidRequest
+from .principal import ANONYMOUS, Principal
 from .wire import parse_object
 
 MAX_BODY_BYTES = 256 * 1024
@@ -96,8 +98,11 @@ class Feedback:
             raise NotFound("the decision log cannot be read", hint=error.message) from error
 
 
-def parse_proposal(raw: bytes) -> Proposal:
-    """Parse a body: `route`, either `text` or `request_id`, and optionally `user`. Raises `InvalidRequest`."""
+def parse_proposal(raw: bytes, principal: Principal = ANONYMOUS) -> Proposal:
+    """Parse a body: `route`, either `text` or `request_id`, and optionally `user`. Raises `InvalidRequest`.
+
+    Its source is the key of `principal`, before the `user`; only where the registry has no keys it is the `user` alone.
+    """
     body = parse_object(raw)
     unknown = sorted(set(body) - _FIELDS)
     if unknown:
@@ -113,18 +118,25 @@ def parse_proposal(raw: bytes) -> Proposal:
     for name, value in (("request_id", request_id), ("user", user)):
         if value is not None and not REQUEST_ID.fullmatch(value):
             raise InvalidRequest(f"{name!r} must be 1 to 128 letters, digits, '.', '_' or '-'", param=name)
-    return Proposal(_label(body), text, request_id, f"feedback:{user or 'client'}")
+    return Proposal(_label(body, principal), text, request_id, _source(principal, user))
 
 
-def _label(body: Mapping[str, object]) -> str:
+def _source(principal: Principal, user: str | None) -> str:
+    if principal.key_id is None:
+        return f"feedback:{user or 'client'}"
+    return f"key:{principal.name}/{user}" if user else f"key:{principal.name}"
+
+
+def _label(body: Mapping[str, object], principal: Principal) -> str:
     label = body.get("route")
     if label == BASE_LABEL:
         return BASE_LABEL
-    try:
-        if isinstance(label, str):
-            return parse_route_name(label)
-    except InvalidName:
-        pass
+    if isinstance(label, str):
+        with suppress(InvalidName):
+            name = parse_route_name(label)
+            if principal.may_use(name):
+                return name
+            raise Forbidden(f"this key may not use {name!r}", param="route", code="not_permitted")
     raise InvalidRequest("'route' must be a route's name or 'base'", param="route")
 
 

@@ -19,6 +19,7 @@ from adapters.keys import KeyLimits
 from .errors import RateLimited
 from .principal import Principal
 
+BYTES_PER_TOKEN = 4  # of a request's body, where the engine does not say how many tokens its prompt had
 Limited = Literal["requests", "tokens", "concurrency"]
 _MINUTE = 60.0
 _ROUNDING = 1e-6  # of a unit: what floating point may lose on the way
@@ -98,18 +99,26 @@ class Use:
 
 
 class Admission:
-    """One request that was let in. `ended` must be called whatever ends it; forgetting the admission does it, too."""
+    """One request that was let in. `ended` or `answered` must be called whatever ends it; forgetting it does, too.
 
-    __slots__ = ("_clock", "_running", "_use")
+    `prompt_estimate` is how many tokens its prompt counts where the answer does not tell.
+    """
+
+    __slots__ = ("_clock", "_running", "_use", "prompt_estimate")
 
     def __init__(self, use: Use, clock: Callable[[], float]) -> None:
         self._use = use
         self._clock = clock
         self._running = True
+        self.prompt_estimate = 0
 
     def headers(self) -> dict[str, str]:
         """The `x-ratelimit-*` headers as they stand now, of those limits that the key has."""
         return self._use.headers(self._clock())
+
+    def answered(self, prompt_tokens: int | None, completion_tokens: int) -> None:
+        """As `ended`, with the tokens as the answer told them."""
+        self.ended((self.prompt_estimate if prompt_tokens is None else prompt_tokens) + completion_tokens)
 
     def ended(self, tokens: int = 0) -> None:
         """Free the request's place and count its tokens, prompt and answer. Only the first call does anything."""

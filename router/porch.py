@@ -13,13 +13,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adapters.errors import BranchlineError
 
 from .auth import Gatekeeper
+from .limits import Admission
 
 PUBLIC_PATHS = frozenset({"/health", "/ready"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Porch:
-    """Lets in http requests of this site with the key (`PUBLIC_PATHS` without); each gets a request id."""
+    """Lets in http requests of this site with a key (`PUBLIC_PATHS` without); each gets a request id.
+
+    A handler finds in `scope["state"]` who asks (`principal`), and leaves there what the limits said (`admission`):
+    every answer to a request that was let in tells how much is left.
+    """
 
     def __init__(self, app: ASGIApp, gatekeeper: Gatekeeper, refuse: Callable[[BranchlineError], Response]) -> None:
         self._app = app
@@ -40,13 +45,17 @@ class Porch:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                said = MutableHeaders(scope=message)
+                said["x-request-id"] = request_id
+                admission: Admission | None = scope["state"].get("admission")
+                if admission is not None:
+                    said.update(admission.headers())
             await send(message)
 
         try:
             self._gatekeeper.require_own_site(headers)
             if scope["path"] not in PUBLIC_PATHS:
-                self._gatekeeper.require_key(headers)
+                scope["state"]["principal"] = self._gatekeeper.principal(headers)
         except BranchlineError as error:
             await self._refuse(error)(scope, receive, send_with_id)
             return

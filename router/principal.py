@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hmac
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
-from adapters.keys import ROLES, KeyLimits, Role
+from adapters.keys import ROLES, ApiKey, KeyLimits, Role, key_id_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +33,45 @@ class Principal:
 
 ANONYMOUS = Principal(None, "anonymous", "inference", None, KeyLimits())
 """Whoever asks a server that has no keys."""
+
+OWNER = Principal(None, "owner", "operator", None, KeyLimits())
+"""Whoever shows the key that a simple server was started with."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRing:
+    """The registry's keys as a gateway knows them, revoked ones too. Immutable: a change makes another ring."""
+
+    keys: Mapping[str, ApiKey] = field(default_factory=dict)
+    _principals: Mapping[str, tuple[bytes, Principal]] = field(default_factory=dict, repr=False)
+
+    def updated(self, changed: Iterable[ApiKey]) -> KeyRing:
+        """With `changed` in the place of what those keys were."""
+        keys = {**self.keys, **{key.id: key for key in changed}}
+        in_force = {key.id: (bytes.fromhex(key.digest), _principal(key)) for key in keys.values() if not key.revoked_at}
+        return KeyRing(keys, in_force)
+
+    @property
+    def asks(self) -> bool:
+        """Whether requests need a key: as soon as one was ever made, so that revoking the last one opens nothing."""
+        return bool(self.keys)
+
+    @property
+    def in_force(self) -> int:
+        """How many keys let somebody in."""
+        return len(self._principals)
+
+    def find(self, secret: str, digest: bytes) -> Principal | None:
+        """Who shows `secret`, whose sha256 is `digest`. Found by its id, which is not secret, then compared in
+        constant time.
+        """
+        digest_of_key, principal = self._principals.get(key_id_of(secret) or "", (b"", None))
+        return principal if hmac.compare_digest(digest, digest_of_key) else None
+
+
+def no_keys() -> KeyRing:
+    return KeyRing()
+
+
+def _principal(key: ApiKey) -> Principal:
+    return Principal(key.id, key.name, key.role, key.routes, key.limits)

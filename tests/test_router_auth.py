@@ -19,7 +19,7 @@ KEYED = Gatekeeper.for_bind("127.0.0.1", KEY)
 
 @pytest.mark.parametrize("header", [f"Bearer {KEY}", f"bearer {KEY}", f"BEARER  {KEY} "])
 def test_the_key_is_let_in_whatever_the_case_of_the_scheme(header: str) -> None:
-    KEYED.require_key({"authorization": header})
+    KEYED.principal({"authorization": header})
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_the_key_is_let_in_whatever_the_case_of_the_scheme(header: str) -> None:
 )
 def test_a_missing_or_wrong_key_or_another_scheme_is_unauthorized(header: str | None) -> None:
     with pytest.raises(Unauthorized) as refused:
-        KEYED.require_key({} if header is None else {"authorization": header})
+        KEYED.principal({} if header is None else {"authorization": header})
     assert KEY not in refused.value.message
 
 
@@ -39,14 +39,14 @@ def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
         return left == right
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
-    KEYED.require_key({"authorization": f"Bearer {KEY}"})
+    KEYED.principal({"authorization": f"Bearer {KEY}"})
     with pytest.raises(Unauthorized):
-        KEYED.require_key({"authorization": "Bearer x"})
+        KEYED.principal({"authorization": "Bearer x"})
     assert compared == [(32, 32), (32, 32)]  # digests, so that not even the length tells
 
 
 def test_without_a_key_everybody_on_this_machine_is_let_in() -> None:
-    OPEN.require_key({})
+    OPEN.principal({})
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "example.com", ""])  # noqa: S104
@@ -114,7 +114,7 @@ def test_arbitrary_headers_are_let_in_or_refused_and_nothing_else(headers: dict[
         with suppress(Forbidden):
             keeper.require_own_site(headers)
         with suppress(Unauthorized):
-            keeper.require_key(headers)
+            keeper.principal(headers)
 
 
 def test_a_name_is_not_loopback_because_it_begins_like_one() -> None:
