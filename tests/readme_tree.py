@@ -11,6 +11,8 @@ BEGIN, END = "<!-- tree: made by `python -m tests.readme_tree` -->\n```text\n", 
 FOLDERS = (
     "adapters",
     "adapters/engine",
+    "adapters/migrations",
+    "adapters/migrations/versions",
     "router",
     "router/classifier_cli",
     "router/classify",

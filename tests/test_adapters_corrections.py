@@ -19,6 +19,7 @@ from adapters import feedback as queue
 from adapters.classifiers import promote_classifier, publish_classifier
 from adapters.cli_route import route as route_group
 from adapters.corrections import OPERATOR, correct, corrections_in_force, remove_corrections
+from adapters.database import connect
 from adapters.decisions import read_decisions
 from adapters.errors import BadInput, BranchlineError, NotFound, QueueFull, RegistryUnavailable
 from adapters.examples import add_examples, examples_of
@@ -62,7 +63,7 @@ def server() -> Iterator[str]:
 
 
 def _empty(url: str) -> None:
-    engine = schema.connect(url)
+    engine = connect(url)
     schema.metadata.drop_all(engine)
     engine.dispose()
 

@@ -19,6 +19,7 @@ from sqlalchemy.dialects import postgresql
 
 from adapters import schema
 from adapters.classifiers import live_classifier, promote_classifier, publish_classifier, rollback_classifier
+from adapters.database import connect
 from adapters.errors import AlreadyExists, BranchlineError, Conflict, NotFound, Refused
 from adapters.examples import add_examples, examples_of, remove_examples
 from adapters.fold import fold_classifier, fold_routes, route_from_json, route_to_json
@@ -507,7 +508,7 @@ def test_a_change_of_one_route_never_conflicts_with_another(registry: Registry) 
 
 def test_every_event_says_who_when_what_and_why(tmp_path: Path) -> None:
     times = iter(("2026-01-01T00:00:00.000+00:00", "2026-01-02T00:00:00.000+00:00"))
-    registry = Registry(schema.connect(f"sqlite:///{tmp_path / 'r.db'}"), actor="ann@host", clock=lambda: next(times))
+    registry = Registry(connect(f"sqlite:///{tmp_path / 'r.db'}"), actor="ann@host", clock=lambda: next(times))
     registry.create_route("sql")
     registry.disable("sql", why="it answers nonsense")
     last = registry.events()[-1]

@@ -27,7 +27,7 @@ def test_the_three_packages_come_from_this_checkout() -> None:
 def test_a_plain_install_pins_nothing_that_vllm_ships() -> None:
     plain = [line for line in requires("branchline") or [] if "extra ==" not in line]
     names = {line.split(">")[0].split("<")[0].split("=")[0].strip() for line in plain}
-    assert names == {"click", "numpy", "sqlalchemy"}
+    assert names == {"alembic", "click", "numpy", "sqlalchemy"}
     assert not any("==" in line for line in plain)
 
 
@@ -45,6 +45,7 @@ def test_the_wheel_holds_exactly_our_three_packages(tmp_path: Path) -> None:
         names = archive.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"adapters", "router", "trainer"}
     assert {
+        "adapters/migrations/versions/r0001_first_tables.py",
         "adapters/py.typed",
         "router/py.typed",
         "trainer/py.typed",
