@@ -8,13 +8,22 @@ from pathlib import Path
 _PROC = Path("/proc")
 
 
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process and all its threads so far, user and system; 0.0 where it has ended."""
+def cpu_seconds(pid: int, *, ended_children: bool = False) -> float:
+    """CPU time of a process and all its threads so far, user and system; 0.0 where it has ended.
+
+    With `ended_children` the time of children that it waited for too.
+    """
     try:
         words = (_PROC / str(pid) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return 0.0
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    counted = words[11:15] if ended_children else words[11:13]
+    return sum(map(int, counted)) / os.sysconf("SC_CLK_TCK")
+
+
+def family_cpu_seconds(pid: int) -> float:
+    """CPU time of a process and all that descended from it, children that have ended and were waited for included."""
+    return sum(cpu_seconds(member, ended_children=True) for member in family(pid))
 
 
 def memory_mb(pid: int) -> float:
