@@ -12,7 +12,7 @@ from adapters.rows import LabelledText
 from router.classify.encoder.distilling import distil_encoder
 from router.classify.encoder.layout import Layout, read_layout
 from router.classify.encoder.opening import open_layout
-from router.classify.encoder.training import Tuning
+from router.classify.encoder.training import tuning_for
 from router.classify.encoder.tuning import tune_encoder
 from router.classify.encoding import Precision
 from router.classify.general import unclaimed_prompts
@@ -50,10 +50,10 @@ class Tuned:
     def train(self, rows: Sequence[LabelledText]) -> Remembered:
         """An encoder trained on `rows`; folds that fit on the same rows share it."""
         if tuple(rows) not in self.trained:
-            layout = tune_encoder(self.layout, rows, self.cache, Tuning(), _say)
+            layout = tune_encoder(self.layout, rows, self.cache, tuning_for(len(rows)), _say)
             if self.student:
                 texts = [row.text for row in rows]
-                layout = distil_encoder(layout, texts, self.student, self.cache, Tuning(), _say)
+                layout = distil_encoder(layout, texts, self.student, self.cache, tuning_for(len(rows)), _say)
             self.trained[tuple(rows)] = Remembered(open_layout(layout, self.precision, self.cache))
         return self.trained[tuple(rows)]
 

@@ -32,6 +32,9 @@ E = math.e
         ("probability", [E**2 / (E**2 + 1 + E), E**0.5 / (E**0.5 + E**1.5 + E**-0.5)]),
         ("margin", [4 - 2, 1 - 3]),
         ("energy", [2 * math.log(E**2 + E) - 0, 2 * math.log(E**0.5 + E**-0.5) - 3]),
+        ("energy_half_base", [2 * math.log(E**2 + E) - 0, 2 * math.log(E**0.5 + E**-0.5) - 3 / 2]),
+        ("energy_quarter_base", [2 * math.log(E**2 + E) - 0, 2 * math.log(E**0.5 + E**-0.5) - 3 / 4]),
+        ("energy_of_routes", [2 * math.log(E**2 + E) - 0, 2 * math.log(E**0.5 + E**-0.5)]),
     ],
 )
 def test_scores_are_their_formulas_by_hand(name: ScoreName, expected: list[float]) -> None:
@@ -94,6 +97,15 @@ def test_the_score_that_tells_negatives_best_is_chosen() -> None:
     logits = np.array([[3.0, 3.0]] * 5 + [[1.0, 0.0]] * 5)
     negative = np.array([False] * 5 + [True] * 5)
     assert choose_score(logits, negative, 1.0, None) == "energy"
+
+
+def test_a_base_class_that_drowns_the_routes_is_taken_off_in_half() -> None:
+    """Routes a, b, and the base. In scope (3, 3, 3): ln 2e³ − 3 = 0.69 and with half of it 2.19; negatives (1, 0, 0):
+    ln(e + 1) = 1.31. Probability (1/3 against 0.58) and margin (0 against 1) have it the wrong way, too.
+    """
+    logits = np.array([[3.0, 3.0, 3.0]] * 5 + [[1.0, 0.0, 0.0]] * 5)
+    negative = np.array([False] * 5 + [True] * 5)
+    assert choose_score(logits, negative, 1.0, 2) == "energy_half_base"
 
 
 @pytest.mark.parametrize("negative", [True, False])

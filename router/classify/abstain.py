@@ -3,14 +3,19 @@
 z: logits (…, labels), `base` the column of the base class or None, T the temperature; r runs over routes.
     probability  max_r softmax(z / T)_r
     margin       max_r z_r − the largest other logit (the base's included)
-    energy       T · ln Σ_r exp(z_r / T) − z_base (the last term only where a base class was learned)
+    energy       T · ln Σ_r exp(z_r / T) − b · z_base (the last term only where a base class was learned), b = 1, and
+                 ½, ¼ or 0 under names of their own: a base class knows the base texts that it was shown, and a logit
+                 taken off in full drowns what the routes say of others
 Higher means more surely one of the routes. Energy: Liu et al. 2020, "Energy-based Out-of-distribution Detection".
-kNN over stored examples is not among them: on CLINC150 val it ranked below all three and costs more per text.
+On CLINC150 val, fitted with oos_train, b = ½ instead of 1 raises AUROC from 97.3 to 98.0, and with an encoder b = ¼
+from 97.1 to 99.1.
+kNN over stored examples is not among them: on CLINC150 val it ranked below the first three and costs more per text.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import numpy as np
@@ -19,8 +24,14 @@ import numpy.typing as npt
 from .head import Scalars, log_sum_exp
 
 Flags = npt.NDArray[np.bool_]
-ScoreName = Literal["probability", "margin", "energy"]
+ScoreName = Literal["probability", "margin", "energy", "energy_half_base", "energy_quarter_base", "energy_of_routes"]
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
+_BASE_SHARES: Mapping[ScoreName, float] = {
+    "energy": 1.0,
+    "energy_half_base": 0.5,
+    "energy_quarter_base": 0.25,
+    "energy_of_routes": 0.0,
+}
 DEFAULT_SCORE: ScoreName = "energy"  # where there are no negatives to choose with
 NOTHING_KNOWN = -1e9  # the score of a text that shares no term with any example: below every threshold
 
@@ -32,8 +43,9 @@ def decision_scores(name: ScoreName, logits: Scalars, temperature: float, base: 
     result: Scalars
     if name == "probability":
         result = np.exp(top / temperature - log_sum_exp(logits / temperature))
-    elif name == "energy":
-        result = temperature * log_sum_exp(routes / temperature) - (0.0 if base is None else logits[..., base])
+    elif name in _BASE_SHARES:
+        against = 0.0 if base is None else _BASE_SHARES[name] * logits[..., base]
+        result = temperature * log_sum_exp(routes / temperature) - against
     elif logits.shape[-1] == 1:
         result = top
     else:
