@@ -69,7 +69,7 @@ def corrections() -> None:
 
 @corrections.command(name="list")
 @click.option("--in-force", is_flag=True, help="Those that act, instead of those that wait.")
-@click.option("--source", help="Only of this source, which is what the program calls itself.")
+@click.option("--source", help="Only of this source: `key:NAME`, or what a program without a key calls itself.")
 @json_option
 @home_options
 def list_corrections(home: Home, in_force: bool, source: str | None, as_json: bool) -> None:
@@ -85,7 +85,7 @@ def list_corrections(home: Home, in_force: bool, source: str | None, as_json: bo
             (one.text_digest[:DIGEST_CHARACTERS], one.label, _cut(one.text), one.source, one.time) for one in acting
         ]
     else:
-        waiting = [one for one in waiting_feedback(registry) if source in (None, one.source)]
+        waiting = waiting_feedback(registry, Choice(source=source))
         documents = [asdict(one) for one in waiting]
         header = ("id", "route", "text", "source", "time", "times")
         rows = [(one.id, one.label, _cut(one.text), one.source, one.time, one.times) for one in waiting]
@@ -100,7 +100,7 @@ def list_corrections(home: Home, in_force: bool, source: str | None, as_json: bo
 def choice_options(command: Callable[..., None]) -> Callable[..., None]:
     """IDs, all of a source, or all."""
     command = click.option("--all", "everything", is_flag=True, help="All that wait, listed or not.")(command)
-    command = click.option("--source", help="All of this source, as it calls itself, listed or not.")(command)
+    command = click.option("--source", help="All of this source, listed or not.")(command)
     return click.argument("ids", nargs=-1, type=NUMBER, metavar="[ID]...")(command)
 
 

@@ -40,7 +40,10 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which of the queue: those with these ids, those of a source, or (neither given) all."""
+    """Which of the queue: those with these ids, those of a source, or (neither given) all.
+
+    A source is all of what it proposes for its own users, too: `key:app` is `key:app/anna` and `key:app/ben`.
+    """
 
     ids: tuple[int, ...] = ()
     source: str | None = None
@@ -68,10 +71,10 @@ def queue_feedback(journal: Journal, label: str, text: str, *, source: str) -> N
         connection.execute(insert(table).values(**values, time=journal.now()))
 
 
-def waiting_feedback(journal: Journal) -> list[Waiting]:
+def waiting_feedback(journal: Journal, choice: Choice = Choice()) -> list[Waiting]:
     """What waits, oldest first."""
     with journal.reading() as connection:
-        return [_waiting(row) for row in _chosen(connection, Choice())]
+        return [_waiting(row) for row in _chosen(connection, choice)]
 
 
 def accept_feedback(journal: Journal, choice: Choice, *, why: str | None = None) -> Corrected:
@@ -101,13 +104,14 @@ def reject_feedback(journal: Journal, choice: Choice, *, why: str | None = None)
 
 def _require_room(connection: Connection, source: str) -> None:
     table = schema.feedback
-    of_source = func.count().filter(table.c.source == source)
+    proposer = source.partition("/")[0]  # the cap is a key's: it may name as many users of its own as it likes
+    of_source = func.count().filter(_is_of(proposer))
     characters = func.coalesce(func.sum(func.length(table.c.text)), 0)
     total, own, length = connection.execute(select(func.count(), of_source, characters).select_from(table)).one()
     if own >= MAX_WAITING_OF_ONE_SOURCE:
         raise QueueFull(
             f"{own} corrections of this source wait to be reviewed, which is all that one may have",
-            hint=f"review them: `branchline route corrections list --source {source}`",
+            hint=f"review them: `branchline route corrections list --source {proposer}`",
         )
     if total >= MAX_WAITING or length >= MAX_WAITING_CHARACTERS:
         raise QueueFull(
@@ -118,7 +122,7 @@ def _require_room(connection: Connection, source: str) -> None:
 
 def _chosen(connection: Connection, choice: Choice) -> Sequence[Row[*tuple[object, ...]]]:
     table = schema.feedback
-    wanted: ColumnElement[bool] = true() if choice.source is None else table.c.source == choice.source
+    wanted: ColumnElement[bool] = true() if choice.source is None else _is_of(choice.source)
     if choice.ids:
         wanted &= table.c.id.in_(choice.ids)
     rows = connection.execute(select(table).where(wanted).order_by(table.c.id)).all()
@@ -127,6 +131,11 @@ def _chosen(connection: Connection, choice: Choice) -> Sequence[Row[*tuple[objec
         named = ", ".join(str(one) for one in missing[:20])
         raise NotFound(f"no feedback {named} waits", hint="see `branchline route corrections list`")
     return rows
+
+
+def _is_of(source: str) -> ColumnElement[bool]:
+    column = schema.feedback.c.source
+    return (column == source) | column.startswith(f"{source}/", autoescape=True)
 
 
 def _drop(connection: Connection, rows: Sequence[Row[*tuple[object, ...]]]) -> None:

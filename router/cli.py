@@ -19,6 +19,7 @@ import click
 import uvicorn
 
 from adapters.home import Home, home_options
+from adapters.keyring import keys_of
 from adapters.output import note
 from adapters.registry import Registry
 
@@ -38,6 +39,7 @@ from .encoder_flags import encoder_option, precision_option
 from .engine_flags import engine_flags
 from .errors import ConfigInvalid
 from .feedback import Feedback
+from .principal import KeyRing
 from .settings import Settings, read_settings
 from .telemetry import Telemetry
 
@@ -49,7 +51,7 @@ WARM_SECONDS = 30
 
 @click.command()
 @engine_flags
-@click.option("--host", default="127.0.0.1", show_default=True, help="Beyond loopback BRANCHLINE_API_KEY must be set.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Beyond loopback there must be a key.")
 @click.option("--port", default=8000, show_default=True, help="0 takes a free port.")
 @click.option("--allow-unreleased", is_flag=True, help="Let every key ask for versions that were never live.")
 @click.option("--decision-log", type=click.Path(path_type=Path), help="Append one JSON line per request, no prompts.")
@@ -88,17 +90,17 @@ def serve(
         encoder_precision=encoder_precision,
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    gatekeeper = Gatekeeper.for_bind(settings.host, settings.api_key)
     _allow_open_files()
     if settings.encoder is not None:
         read_layout(settings.encoder.source)  # what is wrong with it is said before anything expensive begins
-    with listen(settings.host, settings.port) as bound:
-        registry = Registry.open(home.registry_url)
-        try:
+    registry = Registry.open(home.registry_url)
+    try:
+        gatekeeper = Gatekeeper.for_bind(settings.host, settings.api_key, KeyRing().updated(keys_of(registry)))
+        with listen(settings.host, settings.port) as bound:
             backend = make_backend(settings.engine, home, registry.versions(), say=note)
             asyncio.run(run_gateway(settings, gatekeeper, registry, backend, bound))
-        finally:
-            registry.close()
+    finally:
+        registry.close()
 
 
 def _allow_open_files() -> None:
@@ -147,6 +149,7 @@ async def run_gateway(
         on_load=telemetry.loaded,
     )
     dispatcher = Dispatcher(catalog, engine, telemetry, allow_unreleased=settings.allow_unreleased)
+    gatekeeper = gatekeeper.following(lambda: catalog.keys)
     app = create_app(Parts(catalog, engine, dispatcher, gatekeeper, telemetry, settings.max_body_bytes, feedback))
     server = _Server(
         uvicorn.Config(
@@ -221,7 +224,8 @@ async def _announce(catalog: Catalog, bound: socket.socket, settings: Settings) 
     if kept is not None and kept.text:
         note(f"classified texts are kept for {kept.days} days, in a file for each beside {kept.path.name}")
     shown = f"[{host}]" if ":" in host else host
-    note(f"serving on http://{shown}:{port}/v1 {'with' if settings.api_key else 'without'} a key")
+    asks = bool(settings.api_key) or catalog.keys.asks
+    note(f"serving on http://{shown}:{port}/v1 {'with' if asks else 'without'} a key")
 
 
 def gateway_id() -> str:

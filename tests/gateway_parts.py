@@ -341,7 +341,7 @@ class Served:
                 gateway.catalog,
                 gateway.engine,
                 gateway.dispatcher,
-                self._gatekeeper,
+                self._gatekeeper.following(lambda: gateway.catalog.keys),
                 gateway.telemetry,
                 self._max_body_bytes,
                 self._feedback,
