@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import text as sql
 from sqlalchemy.exc import OperationalError
 
-from adapters import examples, schema
+from adapters import database, examples, schema
 from adapters import feedback as queue
 from adapters.classifiers import promote_classifier, publish_classifier
 from adapters.cli_route import route as route_group
@@ -423,7 +423,7 @@ def logged(folder: Path, *texts: str) -> Path:
 def test_a_reader_in_the_way_does_not_keep_the_log_from_being_blanked(
     command: Command, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 50)
     log = logged(home, "count the users", "other")
     url = f"sqlite:///{home / 'registry.db'}"
     impatient = Registry.open_existing(url, actor="ann", busy_timeout_ms=10)
@@ -468,7 +468,7 @@ def test_a_mistyped_decision_log_is_refused_before_anything_is_deleted(command: 
 
 def test_a_registry_from_before_corrections_gets_their_tables_when_it_is_opened(anywhere: Registry) -> None:
     url = anywhere.engine.url.render_as_string(hide_password=False)
-    schema.metadata.drop_all(anywhere.engine, tables=[schema.corrections, schema.feedback])
+    schema.metadata.drop_all(anywhere.engine, tables=[schema.corrections, schema.feedback, schema.revisions])
     opened: list[Registry] = []
     threads = [threading.Thread(target=lambda: opened.append(Registry.open(url))) for _ in range(3)]
     for thread in threads:
@@ -484,9 +484,9 @@ def test_a_registry_from_before_corrections_gets_their_tables_when_it_is_opened(
 
 
 def test_a_registry_that_must_exist_is_not_made(tmp_path: Path) -> None:
-    for database in (tmp_path / "none" / "registry.db", tmp_path / "empty.db"):
+    for file in (tmp_path / "none" / "registry.db", tmp_path / "empty.db"):
         with pytest.raises(RegistryUnavailable):
-            Registry.open_existing(f"sqlite:///{database}", actor="gateway", busy_timeout_ms=10)
+            Registry.open_existing(f"sqlite:///{file}", actor="gateway", busy_timeout_ms=10)
         (tmp_path / "empty.db").touch()
     assert not (tmp_path / "none").exists()
     with sqlite3.connect(tmp_path / "empty.db") as connection:
