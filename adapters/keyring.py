@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 
 from sqlalchemy import Connection, insert, or_, select, update
@@ -58,17 +58,16 @@ def create_key(
         return NewKey(key, event, secret)
 
 
-def change_key(
-    journal: Journal, name: str, *, routes: Iterable[str] | None, limits: KeyLimits, why: str | None = None
-) -> KeyChange:
-    """Give the key of this name or id other routes and limits; what it was made for, its role, stays.
+def change_key(journal: Journal, name: str, change: Callable[[ApiKey], ApiKey], *, why: str | None = None) -> KeyChange:
+    """Give the key of this name or id the routes and limits that `change` makes of what it is; all else of it stays.
 
     Raises `NotFound` where no such key is in force, or no such route there.
     """
-    allowed = None if routes is None else frozenset(routes)
     with journal.transaction() as connection:
-        key = replace(_require(connection, name), routes=allowed, limits=limits)
-        _require_routes(connection, allowed)
+        before = _require(connection, name)
+        wanted = change(before)
+        key = replace(before, routes=wanted.routes, limits=wanted.limits)
+        _require_routes(connection, key.routes)
         payload = {"id": key.id, "name": key.name, **_rights(key)}
         event = journal.append_for_base(connection, "key_changed", why=why, payload=payload)
         row = key_row(key)
@@ -92,12 +91,6 @@ def keys_of(journal: Journal) -> list[ApiKey]:
     with journal.reading() as connection:
         rows = connection.execute(select(schema.keys).order_by(schema.keys.c.created_at, schema.keys.c.id))
         return [key_from_row(row) for row in rows]
-
-
-def key_in_force(journal: Journal, name: str) -> ApiKey:
-    """The key of this name or id. Raises `NotFound`."""
-    with journal.reading() as connection:
-        return _require(connection, name)
 
 
 def _rights(key: ApiKey) -> dict[str, object]:

@@ -47,6 +47,7 @@ SUMMARIES = {
     "engine": "List, drain and resume a gateway's engines.",
     "evaluate": "Score an adapter folder on a file and write evidence.",
     "explain": "Say where a text would be routed, and why.",
+    "key": "Create, list, change and revoke API keys.",
     "merge": "Merge adapters, or scale one until its guardrails hold.",
     "monitor": "Watch a live version through its gateway; alert, or roll back.",
     "route": "Create routes; promote, roll back, disable and enable them.",
