@@ -6,17 +6,13 @@ import asyncio
 import logging
 import os
 import resource
-import signal
 import socket
 import sys
-import uuid
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import click
-import uvicorn
 
 from adapters.home import Home, home_options
 from adapters.keyring import keys_of
@@ -28,25 +24,23 @@ from .auth import Gatekeeper
 from .backends import make_backend
 from .backends.base import Backend
 from .catalog import Catalog
-from .classify.classifier import Classifier
 from .classify.encoder.layout import read_layout
-from .classify.encoder.opening import encoder_cache, find_encoder, open_encoder
-from .classify.encoding import Encoder, EncoderRef, Precision
-from .classify.loader import load_classifier
+from .classify.encoding import Precision
 from .decision_log import DAYS, DecisionLog, keep_swept
 from .dispatch import Dispatcher
 from .encoder_flags import encoder_option, precision_option
 from .engine_flags import engine_flags
 from .errors import ConfigInvalid
 from .feedback import Feedback
+from .lifecycle import announce, gateway_id, stop_on_signals
+from .opening import open_classifier, open_own_encoder
 from .principal import KeyRing
-from .settings import Settings, read_settings
+from .server import GatewayServer
+from .settings import MAX_WORKERS, Settings, read_settings
 from .telemetry import Telemetry
 
-GRACE_SECONDS = 15
 BACKLOG = 2048
 OPEN_FILES = 65_536  # two for each request; the usual 1024 let one busy client lock out everybody else
-WARM_SECONDS = 30
 
 
 @click.command()
@@ -60,6 +54,13 @@ WARM_SECONDS = 30
 @encoder_option
 @precision_option("--encoder-precision")
 @click.option("--max-body-mb", default=8, show_default=True, help="Largest request body.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MAX_WORKERS),
+    default=1,
+    show_default=True,
+    help="Processes that answer requests, beside one that has the engine.",
+)
 @home_options
 def serve(
     home: Home,
@@ -73,6 +74,7 @@ def serve(
     encoder: str | None,
     encoder_precision: Precision,
     max_body_mb: int,
+    workers: int,
 ) -> None:
     """Start a gateway: an OpenAI-compatible server that routes each request to an adapter or to the base."""
     settings = read_settings(
@@ -88,6 +90,7 @@ def serve(
         max_body_mb=max_body_mb,
         encoder=encoder,
         encoder_precision=encoder_precision,
+        workers=workers,
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     _allow_open_files()
@@ -98,7 +101,12 @@ def serve(
         gatekeeper = Gatekeeper.for_bind(settings.host, settings.api_key, KeyRing().updated(keys_of(registry)))
         with listen(settings.host, settings.port) as bound:
             backend = make_backend(settings.engine, home, registry.versions(), say=note)
-            asyncio.run(run_gateway(settings, gatekeeper, registry, backend, bound))
+            if settings.workers > 1:
+                from .workers.gateway import run_parent
+
+                asyncio.run(run_parent(settings, gatekeeper, registry, backend, bound))
+            else:
+                asyncio.run(run_gateway(settings, gatekeeper, registry, backend, bound))
     finally:
         registry.close()
 
@@ -143,31 +151,21 @@ async def run_gateway(
         registry,
         store,
         engine,
-        _load,
+        open_classifier,
         gateway_id(),
-        find_encoder=partial(_find_encoder, settings),
+        find_encoder=partial(open_own_encoder, settings),
         on_load=telemetry.loaded,
     )
     dispatcher = Dispatcher(catalog, engine, telemetry, allow_unreleased=settings.allow_unreleased)
     gatekeeper = gatekeeper.following(lambda: catalog.keys)
     app = create_app(Parts(catalog, engine, dispatcher, gatekeeper, telemetry, settings.max_body_bytes, feedback))
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
-    )
+    server = GatewayServer(app)
 
     async def serving() -> None:
         note(f"starting the {settings.engine.backend} engine on base {engine.base_id}")
         await engine.start()
         await catalog.start()
-        beside = [asyncio.create_task(_announce(catalog, bound, settings))]
+        beside = [asyncio.create_task(announce(catalog, bound.getsockname()[:2], settings))]
         if decision_log is not None:
             beside.append(asyncio.create_task(keep_swept(decision_log, registry)))
         await server.serve([bound])
@@ -175,7 +173,7 @@ async def run_gateway(
             task.cancel()
 
     work = asyncio.create_task(serving())
-    _stop_on_signals(work, server)
+    stop_on_signals(work, server.drain)
     try:
         with suppress(asyncio.CancelledError):
             await work
@@ -184,62 +182,3 @@ async def run_gateway(
         await engine.stop()
         feedback.close()
         telemetry.close()
-
-
-class _Server(uvicorn.Server):
-    """Signals are ours, so that Ctrl-C ends in one line and the heartbeat row goes away."""
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
-
-
-def _stop_on_signals(work: asyncio.Task[None], server: uvicorn.Server) -> None:
-    """The first signal lets running answers finish; the second, or one that comes before there are any, does not."""
-
-    def stop() -> None:
-        if server.started and not server.should_exit:
-            note("stopping: running answers may finish; again to stop at once")
-            server.should_exit = True
-        else:
-            note("stopping at once")
-            work.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
-
-
-async def _announce(catalog: Catalog, bound: socket.socket, settings: Settings) -> None:
-    """Say where the gateway listens, once what is live is warm, or after a while: it answers before that already."""
-    await catalog.settled(WARM_SECONDS)
-    host, port = bound.getsockname()[:2]
-    live = [f"{route.name}@{route.in_force}" for route in catalog.snapshot.routes.values() if route.in_force]
-    for name, problem in catalog.problems.items():
-        note(f"route {name}: {problem}")
-    classifier = catalog.classifier
-    note(
-        f"routes in force: {', '.join(live) or 'none'}; classifier: {classifier.digest[:16] if classifier else 'none'}"
-    )
-    kept = settings.decision_log
-    if kept is not None and kept.text:
-        note(f"classified texts are kept for {kept.days} days, in a file for each beside {kept.path.name}")
-    shown = f"[{host}]" if ":" in host else host
-    asks = bool(settings.api_key) or catalog.keys.asks
-    note(f"serving on http://{shown}:{port}/v1 {'with' if asks else 'without'} a key")
-
-
-def gateway_id() -> str:
-    """Unique to this process: host, process number and a few random letters."""
-    return f"{socket.gethostname()[:30]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-
-
-def _load(folder: Path, digest: str) -> Classifier:
-    return load_classifier(folder, digest=digest)
-
-
-def _find_encoder(settings: Settings, ref: EncoderRef | None) -> Encoder | None:
-    """The encoder a classifier was fitted with, or, asked for none in particular, the one that was given, if any."""
-    given, cache = settings.encoder, encoder_cache(settings.home)
-    if ref is not None:
-        return find_encoder(ref, given.source if given else None, cache)
-    return open_encoder(given.source, precision=given.precision, cache=cache) if given else None

@@ -103,6 +103,10 @@ class EncoderOverloaded(RouterError):
     """More texts wait for the encoder than it takes."""
 
 
+class WorkersFailed(RouterError):
+    """Worker processes end as soon as they are started: the gateway cannot go on."""
+
+
 class ConfigInvalid(RouterError):
     """Settings that cannot be served with; the message lists every problem."""
 
@@ -133,6 +137,7 @@ TABLE: dict[type[Exception], Wire] = {
     ClassifierInvalid: Wire(500, "server_error", "classifier_invalid"),
     EncoderUnavailable: Wire(503, "server_error", "encoder_unavailable"),
     EncoderOverloaded: Wire(429, "rate_limit_error", "encoder_overloaded"),
+    WorkersFailed: Wire(500, "server_error", "workers_failed"),
     ConfigInvalid: Wire(500, "server_error", "config_invalid"),
     RouterError: Wire(500, "server_error", "internal_error"),
     InvalidName: Wire(400, "invalid_request_error", "invalid_name"),

@@ -17,6 +17,7 @@ from .errors import ConfigInvalid
 API_KEY = "BRANCHLINE_API_KEY"
 ENGINE_KEY = "BRANCHLINE_ENGINE_API_KEY"
 ENGINE_PYTHON = "BRANCHLINE_VLLM_PYTHON"
+MAX_WORKERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class Settings:
     decision_log: DecisionLogSettings | None
     max_body_bytes: int
     encoder: EncoderSettings | None = None
+    workers: int = 1
 
 
 def read_settings(
@@ -91,6 +93,7 @@ def read_settings(
     max_body_mb: int = 8,
     encoder: str | None = None,
     encoder_precision: Precision = "int8",
+    workers: int = 1,
     engine: Mapping[str, object],
 ) -> Settings:
     """Check flags and environment together; `engine` holds fields of `EngineSettings`, `None` for those left open.
@@ -104,6 +107,7 @@ def read_settings(
     problems = [
         *([] if 0 <= port <= 65535 else [f"port is {port}, expected 0 to 65535"]),
         *([] if max_body_mb >= 1 else [f"max-body-mb is {max_body_mb}, expected 1 or more"]),
+        *([] if 1 <= workers <= MAX_WORKERS else [f"workers is {workers}, expected 1 to {MAX_WORKERS}"]),
         *(["--encoder is empty"] if _is_blank(encoder) else []),
         *(f"{name} is set but empty" for name in (API_KEY, ENGINE_KEY) if _is_blank(environment.get(name))),
         *([] if _fits_a_header(chosen.key) else [f"{ENGINE_KEY} holds a space, a line end or a letter outside ASCII"]),
@@ -115,7 +119,7 @@ def read_settings(
     key = environment.get(API_KEY)
     read = EncoderSettings(encoder, encoder_precision) if encoder else None
     kept = DecisionLogSettings(decision_log, decision_log_text, decision_log_days or DAYS) if decision_log else None
-    return Settings(home, chosen, host, port, key, allow_unreleased, kept, max_body_mb * 1024 * 1024, read)
+    return Settings(home, chosen, host, port, key, allow_unreleased, kept, max_body_mb * 1024 * 1024, read, workers)
 
 
 def _log_problems(path: Path | None, text: bool, days: int | None) -> Sequence[str]:

@@ -1,0 +1,182 @@
+"""One worker: `python -m router.workers.worker BOUND CONTROL CALLS`, three inherited sockets; its parent starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..app import Parts, create_app
+from ..auth import Gatekeeper
+from ..decision_log import DecisionLog
+from ..dispatch import Dispatcher
+from ..errors import EngineUnavailable
+from ..feedback import Feedback
+from ..server import GatewayServer
+from ..settings import Settings
+from ..telemetry import Telemetry
+from .calls import CallClient
+from .channel import Channel, Document
+from .followed import Followed, RemoteEngine
+from .messages import Hello, Told
+from .shapes import shape
+from .totals import families
+
+JUDGE_SECONDS = 30.0  # a worker that cannot have its judge by then answers without
+
+
+class Listening(socket.socket):
+    """The listening socket that all workers share. Its queue of connections is the parent's business."""
+
+    def listen(self, backlog: int = 0, /) -> None:
+        """It listens already; asyncio would cut the queue to what one worker accepts at once."""
+
+
+class WorkerProcess:
+    """Lives on its process's event loop. Everything it knows, it was told; when its parent ends, so does it."""
+
+    def __init__(self, bound: socket.socket, control: socket.socket, calls: socket.socket) -> None:
+        self._bound = bound
+        self._calls = calls
+        self._channel = Channel(control, self._hear, self._answer)
+        self._greeted = asyncio.Event()
+        self._may_serve = asyncio.Event()
+        self._stopping = False
+        self._server: GatewayServer | None = None
+        self._followed: Followed
+        self._settings: Settings
+        self._telemetry: Telemetry
+        self._gatekeeper: Gatekeeper
+
+    async def run(self) -> None:
+        """Until the parent says so, is gone, or a signal comes; running answers may finish."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._drain)
+        following = asyncio.create_task(self._follow())
+        serving = asyncio.create_task(self._serve())
+        try:
+            await asyncio.wait({following, serving}, return_when=asyncio.FIRST_COMPLETED)
+            self._drain()
+            self._greeted.set()
+            self._may_serve.set()
+            await serving
+        finally:
+            following.cancel()
+            self._channel.close()
+
+    async def _follow(self) -> None:
+        await self._channel.run()
+
+    async def _serve(self) -> None:
+        await self._greeted.wait()
+        if self._stopping:
+            return
+        feedback, app = self._app()
+        try:
+            await self._followed.settled(JUDGE_SECONDS)
+            self._channel.tell("ready", {})
+            await self._may_serve.wait()
+            if not self._stopping:
+                # One at a time: who takes all that wait would keep them, and the others would have nothing to do.
+                self._server = GatewayServer(app, accepted_at_once=1)
+                await self._server.serve([self._bound])
+        finally:
+            await self._followed.stop()
+            feedback.close()
+            self._telemetry.close()
+
+    def _app(self) -> tuple[Feedback, ASGIApp]:
+        settings, kept = self._settings, self._settings.decision_log
+        engine = RemoteEngine(self._followed, self._channel, CallClient(self._calls))
+        feedback = Feedback(settings.home.registry_url, kept.path if kept and kept.text else None)
+        dispatcher = Dispatcher(self._followed, engine, self._telemetry, allow_unreleased=settings.allow_unreleased)
+        parts = Parts(
+            self._followed,
+            engine,
+            dispatcher,
+            self._gatekeeper,
+            self._telemetry,
+            settings.max_body_bytes,
+            feedback,
+            self._metrics_page,
+        )
+        app = create_app(parts)
+        app.add_middleware(UpToDate, followed=self._followed)
+        return feedback, app
+
+    async def _metrics_page(self) -> bytes:
+        page: str = (await self._channel.ask("metrics", {}))["page"]
+        return page.encode()
+
+    def _drain(self) -> None:
+        self._stopping = True
+        if self._server is not None:
+            self._server.should_exit = True
+        self._greeted.set()
+        self._may_serve.set()
+
+    async def _answer(self, what: str, _body: Document) -> Document:
+        if what != "counts":
+            raise ValueError(what)
+        return {"families": families(self._telemetry.registry)}
+
+    def _hear(self, what: str, body: Document) -> None:
+        if what == "hello":
+            self._greet(shape(Hello).validate_python(body))
+        elif what == "told":
+            told: Told = shape(Told).validate_python(body)
+            self._followed.take(told)
+            self._channel.tell("acknowledged", {"sequence": told.sequence})
+        elif what == "judge":
+            self._followed.judge_with(body["classifier"], body["exemplars"])
+            self._greeted.set()  # it is the last of the greeting
+        elif what == "go":
+            self._may_serve.set()
+        elif what == "drain":
+            self._drain()
+
+    def _greet(self, hello: Hello) -> None:
+        logging.basicConfig(
+            level=logging.INFO,
+            format=f"%(asctime)s %(levelname)s worker {hello.number} %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
+        self._settings = hello.settings
+        kept = hello.settings.decision_log
+        self._telemetry = Telemetry(DecisionLog(kept.path, text=kept.text, days=kept.days) if kept else None)
+        followed = self._followed = Followed(hello.settings, hello.base_id, self._channel, self._judged)
+        digest = bytes.fromhex(hello.key_digest) if hello.key_digest else None
+        self._gatekeeper = Gatekeeper(digest, hello.loopback, lambda: followed.keys)
+
+    def _judged(self) -> None:
+        self._channel.tell("judged", shape(type(self._followed.judged_with)).dump_python(self._followed.judged_with))
+
+
+class UpToDate:
+    """Has the parent's facts looked up before pages that show them, so that every worker shows the same."""
+
+    def __init__(self, app: ASGIApp, followed: Followed) -> None:
+        self._app = app
+        self._followed = followed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (scope["path"] == "/ready" or scope["path"].startswith("/admin/")):
+            try:
+                await self._followed.look()
+            except EngineUnavailable:
+                self._followed.learn({"ready": False})
+        await self._app(scope, receive, send)
+
+
+async def main(bound: int, control: int, calls: int) -> None:
+    """Raises what building a gateway raises."""
+    listening = Listening(fileno=bound)
+    await WorkerProcess(listening, socket.socket(fileno=control), socket.socket(fileno=calls)).run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*map(int, sys.argv[1:4])))
