@@ -108,7 +108,7 @@ def test_a_stream_begins_with_its_first_bytes() -> None:
         assert begun.content_type == "text/event-stream; charset=utf-8"
         gate.set()
         assert begun.response is not None
-        assert await begun.response.content.read() == b"".join(rest)
+        assert await begun.response.read() == b"".join(rest)
 
     check(scenario)
 
@@ -119,7 +119,7 @@ def test_every_start_of_a_stream_that_vllm_sends_is_taken(start: bytes) -> None:
         engine.order(stream(start[:3], start[3:]))
         begun = await client.begin(call(endpoint="responses", stream=True))
         assert begun.response is not None
-        assert begun.first + await begun.response.content.read() == start
+        assert begun.first + await begun.response.read() == start
 
     check(scenario)
 

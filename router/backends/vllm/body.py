@@ -35,7 +35,7 @@ class Body(AsyncIterator[bytes]):
         if self._response is None:
             raise StopAsyncIteration
         try:
-            piece = await self._response.content.readany()
+            piece = await self._response.readany()
         except asyncio.CancelledError:
             self._close()
             raise
@@ -56,7 +56,7 @@ class Body(AsyncIterator[bytes]):
         if self._response is None:
             return
         self._failure = error
-        self._response.content.set_exception(error)
+        self._response.fail(error)
         self._close()
 
     async def aclose(self) -> None:

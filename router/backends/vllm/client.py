@@ -6,17 +6,16 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import aiohttp
-from aiohttp.http import HttpProcessingError
+from typing import Any, Literal, Protocol
 
 from ...errors import EngineFailed, EngineUnavailable, InvalidRequest
 from ...types import Call, Endpoint
 from .answers import error_from, first_event_error
+from .connection import AnswerBroken, ConnectionLost, Incoming
+from .connections import Connections, Origin, Unreachable
 
 PATHS: Mapping[Endpoint, str] = {
     "chat/completions": "/v1/chat/completions",
@@ -24,7 +23,6 @@ PATHS: Mapping[Endpoint, str] = {
     "responses": "/v1/responses",
     "tokenize": "/tokenize",
 }
-KEEP_ALIVE_SECONDS = 4.0  # less than the 5 s after which vLLM closes an idle connection
 MAX_FIRST_EVENT = 64 * 1024
 _ERROR_EVENT = b'data: {"error"'
 _STREAM_STARTS = (b"data: ", b"event: ", b":")  # ":" is a keep-alive comment
@@ -70,7 +68,7 @@ class Begun:
 
     first: bytes
     content_type: str
-    response: aiohttp.ClientResponse | None
+    response: Incoming | None
 
 
 class EngineClient:
@@ -82,21 +80,22 @@ class EngineClient:
     def __init__(self, address: Address, base_id: str, *, connect_seconds: float = 5.0) -> None:
         self._address = address
         self._base_id = base_id
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds)
-        self._session: aiohttp.ClientSession | None = None
+        self._connections = Connections(connect_seconds=connect_seconds)
+        self._reached: tuple[str, str | None] = ("", None)
+        self._origin = Origin("", 0, tls=False)
+        self._heads: dict[str, bytes] = {}  # for the address as it is now
 
     async def begin(self, call: Call) -> Begun:
         """Returns when the first bytes of a stream are there, or the whole of an answer that does not stream."""
         response = await self._post(PATHS[call.endpoint], _serialise(call.body, call.engine_name), call.request_id)
         try:
-            with _as_ours():
-                await self._require_ok(response, call.engine_name)
-                if call.stream:
-                    first = await self._first_piece(response, call.engine_name)
-                    return Begun(first, response.headers.get("content-type", "text/event-stream"), response)
-                body = await response.read()
+            await self._require_ok(response, call.engine_name)
+            if call.stream:
+                first = await self._first_piece(response, call.engine_name)
+                return Begun(first, response.content_type or "text/event-stream", response)
+            body = await _rest(response)
             _document(body)
-            return Begun(body, response.headers.get("content-type", "application/json"), None)
+            return Begun(body, response.content_type or "application/json", None)
         except BaseException:
             response.close()
             raise
@@ -104,72 +103,61 @@ class EngineClient:
     async def ask(self, path: str, body: Mapping[str, object], *, seconds: float, request_id: str) -> dict[str, Any]:
         """The document that answers Branchline's own request."""
         name = str(body.get("model", self._base_id))
-        with _within(seconds):
-            async with asyncio.timeout(seconds):
-                response = await self._post(path, _serialise(body, name), request_id)
-                with _as_ours():
-                    async with response:
-                        await self._require_ok(response, name)
-                        return _document(await response.read())
+        async with _within(seconds):
+            response = await self._post(path, _serialise(body, name), request_id)
+            with closing(response):
+                await self._require_ok(response, name)
+                return _document(await _rest(response))
 
     async def send(self, path: str, body: Mapping[str, object], *, seconds: float) -> tuple[int, bytes]:
         """Status and body of a POST that is no inference."""
-        with _within(seconds):
-            async with asyncio.timeout(seconds):
-                response = await self._post(path, json.dumps(body).encode(), "branchline")
-                with _as_ours():
-                    async with response:
-                        return response.status, await response.read()
+        async with _within(seconds):
+            response = await self._post(path, json.dumps(body).encode(), "branchline")
+            with closing(response):
+                return response.status, await _rest(response)
 
     async def get(self, path: str, *, seconds: float) -> tuple[int, bytes]:
         """Status and body. `EngineUnavailable` is a refused or broken connection, `EngineSilent` says what it is."""
-        patient = aiohttp.ClientTimeout(total=None)  # so that being slow is told apart from being refused
-        with _within(seconds):
-            async with asyncio.timeout(seconds):
-                with _as_ours():
-                    async with self._open().get(
-                        self._address.url + path, headers=self._headers(), allow_redirects=False, timeout=patient
-                    ) as response:
-                        return response.status, await response.read()
+        async with _within(seconds):
+            response = await self._exchange(self._head("GET", path) + b"\r\n", b"")
+            with closing(response):
+                return response.status, await _rest(response)
 
     async def close(self) -> None:
         """End all connections. Idempotent."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._connections.close()
 
-    async def _post(self, path: str, body: bytes, request_id: str) -> aiohttp.ClientResponse:
-        """The response's head. A kept connection that the engine closed meanwhile is tried once more."""
-        headers = {
-            **self._headers(),
-            "content-type": "application/json",
-            "x-request-id": f"{request_id}.{secrets.token_hex(4)}",
-        }
-        session, url = self._open(), self._address.url + path
-        with _as_ours():
-            try:
-                return await session.post(url, data=body, headers=headers, allow_redirects=False)
-            except aiohttp.ClientConnectorError:
-                raise
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                return await session.post(url, data=body, headers=headers, allow_redirects=False)
+    async def _post(self, path: str, body: bytes, request_id: str) -> Incoming:
+        """An answer whose status is there."""
+        own = f"x-request-id: {request_id}.{secrets.token_hex(4)}\r\ncontent-length: {len(body)}\r\n\r\n"
+        return await self._exchange(self._head("POST", path) + own.encode("ascii"), body)
 
-    async def _require_ok(self, response: aiohttp.ClientResponse, engine_name: str) -> None:
+    async def _exchange(self, head: bytes, body: bytes) -> Incoming:
+        """Errors hold nothing of the address: clients see them."""
+        try:
+            return await self._connections.send(self._origin, head, body)
+        except Unreachable as error:
+            raise EngineUnavailable(f"the engine cannot be reached ({error})") from error
+        except ConnectionLost as error:
+            raise EngineBroke("the engine broke the connection") from error
+        except AnswerBroken as error:
+            raise EngineFailed("the engine broke off or answered garbage") from error
+
+    async def _require_ok(self, response: Incoming, engine_name: str) -> None:
         if response.status == 200:
             return
-        error = error_from(response.status, await response.read(), engine_name=engine_name, base_id=self._base_id)
+        error = error_from(response.status, await _rest(response), engine_name=engine_name, base_id=self._base_id)
         if response.status in (401, 403):
             log.error("%s refuses Branchline's key", self._address.url)
         raise error
 
-    async def _first_piece(self, response: aiohttp.ClientResponse, engine_name: str) -> bytes:
-        content = response.content
-        first = await content.readany()
-        while len(first) < len(_ERROR_EVENT) and not content.at_eof():
-            first += await content.readany()
+    async def _first_piece(self, response: Incoming, engine_name: str) -> bytes:
+        first = await _more(response)
+        while len(first) < len(_ERROR_EVENT) and (more := await _more(response)):
+            first += more
         if first.startswith(_ERROR_EVENT):
-            while b"\n\n" not in first and len(first) < MAX_FIRST_EVENT and not content.at_eof():
-                first += await content.readany()
+            while b"\n\n" not in first and len(first) < MAX_FIRST_EVENT and (more := await _more(response)):
+                first += more
             raise first_event_error(first.partition(b"\n\n")[0], engine_name=engine_name, base_id=self._base_id)
         if not first:
             raise EngineFailed("the engine ended the stream before it began")
@@ -177,40 +165,40 @@ class EngineClient:
             raise EngineFailed("the engine answered garbage instead of a stream")
         return first
 
-    def _headers(self) -> dict[str, str]:
-        key = self._address.key
-        return {"accept-encoding": "identity"} | ({} if key is None else {"authorization": f"Bearer {key}"})
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=self._timeout,
-                trust_env=False,
-                auto_decompress=False,
-                skip_auto_headers=("User-Agent",),
-            )
-        return self._session
+    def _head(self, method: Literal["GET", "POST"], path: str) -> bytes:
+        """What all requests to `path` begin with, made anew where the engine has moved."""
+        reached = self._address.url, self._address.key
+        if reached != self._reached:
+            self._reached, self._origin, self._heads = reached, Origin.of(reached[0]), {}
+        head = self._heads.get(path)
+        if head is None:
+            url, key = reached
+            lines = [f"{method} {path} HTTP/1.1", f"host: {url.partition('://')[2]}", "accept-encoding: identity"]
+            lines += [] if key is None else [f"authorization: Bearer {key}"]
+            lines += ["content-type: application/json"] if method == "POST" else []
+            head = self._heads[path] = "".join(f"{line}\r\n" for line in lines).encode("ascii")
+        return head
 
 
-@contextmanager
-def _as_ours() -> Iterator[None]:
-    """aiohttp's errors as ours; they may hold addresses, so nothing of them is repeated."""
+async def _rest(response: Incoming) -> bytes:
     try:
-        yield
-    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-        raise EngineUnavailable(f"the engine cannot be reached ({type(error).__name__})") from error
-    except aiohttp.ClientConnectionError as error:
-        raise EngineBroke(f"the engine broke the connection ({type(error).__name__})") from error
-    except (aiohttp.ClientError, HttpProcessingError) as error:
-        raise EngineFailed(f"the engine broke off or answered garbage ({type(error).__name__})") from error
+        return await response.read()
+    except (ConnectionLost, AnswerBroken) as error:
+        raise EngineFailed("the engine broke off or answered garbage") from error
 
 
-@contextmanager
-def _within(seconds: float) -> Iterator[None]:
+async def _more(response: Incoming) -> bytes:
     try:
-        yield
+        return await response.readany()
+    except (ConnectionLost, AnswerBroken) as error:
+        raise EngineFailed("the engine broke off or answered garbage") from error
+
+
+@asynccontextmanager
+async def _within(seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
     except TimeoutError as error:
         raise EngineSilent(f"the engine did not answer within {seconds:g} s") from error
 
