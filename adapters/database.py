@@ -50,6 +50,10 @@ def connect(url: str, *, create: bool = True, busy_timeout_ms: int | None = None
         raise RegistryUnavailable(
             f"cannot open the registry: {reason}", hint="check --registry, --home and their permissions"
         ) from error
+    except (ValueError, TypeError) as error:  # what they quote may be a piece of the password
+        raise RegistryUnavailable(
+            "cannot open the registry: its URL or its file is malformed", hint="check --registry"
+        ) from error
     return engine
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Self
 
-from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from . import schema
@@ -22,6 +22,7 @@ from .database import connect
 from .errors import BadInput, NotFound, RegistryUnavailable
 from .fold import apply_to_classifier, apply_to_route, route_from_json, route_to_json
 from .keys import ApiKey
+from .notices import CHANNEL
 from .records import (
     classifier_from_row,
     event_from_row,
@@ -184,6 +185,8 @@ class Journal:
             raise BadInput("the reason given is not UTF-8 text", hint="write it in UTF-8")
         event = Event(serial, self._clock(), kind, route, number, self._actor, why, payload or {})
         connection.execute(insert(schema.events).values(event_row(event)))
+        if connection.dialect.name == "postgresql":  # heard when this is committed, and not before
+            connection.execute(select(func.pg_notify(CHANNEL, "")))
         return event
 
     # -- reading --------------------------------------------------------------------------------------------------

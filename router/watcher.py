@@ -1,6 +1,7 @@
-"""The thread that follows the registry: polls its serial, hands on what changed, writes heartbeats.
+"""The thread that follows the registry: looks when it says that it changed, hands on what did, writes heartbeats.
 
-A registry that cannot be read never stops the gateway: what is in force stays in force, visibly stale.
+Where it says nothing, the thread looks once a second. A registry that cannot be read never stops the gateway: what is
+in force stays in force, visibly stale.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections.abc import Callable
 from adapters.convergence import HEARTBEAT_SECONDS
 from adapters.errors import BranchlineError
 from adapters.journal import Journal, View
+from adapters.notices import Notices, notices_of
 from adapters.types import GatewayRow
 
-POLL_SECONDS = 0.025
 RETRY_SECONDS = 0.5
+SILENT_SECONDS = 3.0  # a database that neither answers nor refuses keeps the thread waiting; it is stale all the same
 log = logging.getLogger("branchline.registry")
 
 
@@ -32,6 +34,7 @@ class Watcher:
         self._on_view = on_view
         self._heartbeat = heartbeat
         self._serial = serial
+        self._notices: Notices = notices_of(journal.engine)
         self._wake = threading.Event()
         self._beat_wanted = True
         self._stopping = False
@@ -46,27 +49,33 @@ class Watcher:
     def stop(self) -> None:
         """End the thread and take this gateway's heartbeat row away."""
         self._stopping = True
-        self._wake.set()
+        self._rouse()
         self._thread.join(timeout=5)
 
     def beat_now(self) -> None:
         self._beat_wanted = True
-        self._wake.set()
+        self._rouse()
 
     @property
     def stale_seconds(self) -> float:
-        return time.monotonic() - self._last_answer if self._failing else 0.0
+        silent = time.monotonic() - self._last_answer
+        return silent if self._failing or silent > SILENT_SECONDS else 0.0
+
+    def _rouse(self) -> None:
+        self._wake.set()
+        self._notices.wake()
 
     def _run(self) -> None:
         while not self._stopping:
             try:
                 self._step()
                 self._answered()
-                self._wake.wait(POLL_SECONDS)
+                self._notices.wait()
             except Exception as error:  # noqa: BLE001 - it is logged and shown as stale in `_failed`
                 self._failed(error)
                 self._wake.wait(RETRY_SECONDS)
             self._wake.clear()
+        self._notices.close()
         try:
             self._journal.forget_gateway(self._heartbeat().gateway_id)
         except BranchlineError as error:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import adapters.schema
+import adapters.database
 import router.judging
 import router.residency
 import router.warming
@@ -605,7 +605,7 @@ def test_a_registry_that_cannot_be_read_leaves_everything_in_force_and_is_caught
 def test_a_registry_that_somebody_keeps_locked_leaves_everything_in_force_and_is_caught_up_with(
     home: Home, stock: Stock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapters.schema, "BUSY_TIMEOUT_MS", 20)
+    monkeypatch.setattr(adapters.database, "BUSY_TIMEOUT_MS", 20)
 
     async def scenario() -> None:
         async with running(home, stock.base, live=[("sql", 1)]) as gateway:
