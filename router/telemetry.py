@@ -16,6 +16,7 @@ from .types import Decision
 
 TAIL_BYTES = 4096
 MAX_ROUTE_LABELS = 1000
+MAX_TOKENS = 2**40  # of one answer: an engine that says more may not spoil the sums
 # A line of the stream itself: inside an event's data, line ends are escaped.
 _RESPONSE_END = re.compile(rb"event: response\.(?:completed|incomplete|failed)\r?\n")
 _RESPONSE_END_BYTES = 40  # no less than the longest of them
@@ -60,11 +61,16 @@ class Tail:
         try:
             usage = json.loads(found[-1]) if found else {}
             if "input_tokens" in usage:  # as /v1/responses counts
-                return max(0, int(usage["input_tokens"])), max(0, int(usage.get("output_tokens", 0))), False
-            return max(0, int(usage["prompt_tokens"])), max(0, int(usage.get("completion_tokens", 0))), False
-        except (ValueError, KeyError, TypeError):
+                return _count(usage["input_tokens"]), _count(usage.get("output_tokens", 0)), False
+            return _count(usage["prompt_tokens"]), _count(usage.get("completion_tokens", 0)), False
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             # The role, the end and [DONE] are events without a token; of a response, most kinds of events are.
             return None, self._response_tokens or max(0, self._events - 3), True
+
+
+def _count(tokens: str | float) -> int:
+    """A number of tokens, whatever an engine says; raises `ValueError` or `OverflowError` for what is none."""
+    return min(max(0, int(tokens)), MAX_TOKENS)
 
 
 class Telemetry:

@@ -22,6 +22,7 @@ from ...errors import (
 )
 
 MAX_MESSAGE = 500
+_MAX_SAID = 4096  # of a message that is looked at: the patterns below take time that grows with its square
 _PATH = re.compile(r"(?<![\w/.:<])/(?:[\w.@+-]+/)+[\w.@+-]*")
 _VALIDATION = re.compile(r"""'msg': (?P<quote>['"])(?P<message>.*?)(?P=quote)(?:, '|\})""", re.DOTALL)
 _EXTRAS = re.compile(r" \((?:parameter|value)=.*\)$", re.DOTALL)
@@ -74,7 +75,7 @@ def error_from(status: int, body: bytes, *, engine_name: str, base_id: str) -> R
         return AdapterUnavailable(f"the engine found {engine_name}, but could not load it")
     if 400 <= status < 500 or status == 501:
         return invalid_request(said)
-    kind = said.type if said.type and said.type.isidentifier() else "no reason given"
+    kind = said.type if said.type and said.type.isidentifier() and len(said.type) < 100 else "no reason given"
     return EngineFailed(f"the engine failed with {status} ({kind})")
 
 
@@ -83,19 +84,20 @@ def first_event_error(event: bytes, *, engine_name: str, base_id: str) -> Router
     data = event.partition(b"data: ")[2]
     try:
         status = int(json.loads(data)["error"]["code"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         status = 500
     return error_from(status, data, engine_name=engine_name, base_id=base_id)
 
 
 def invalid_request(said: Said) -> InvalidRequest:
     """The client's own fault, in words that fit any client: no paths, no values, a length limit."""
-    code = "context_length_exceeded" if _LONG.search(said.message) else None
+    code = "context_length_exceeded" if _LONG.search(said.message[:_MAX_SAID]) else None
     return InvalidRequest(clean(said.message) or "the engine refuses the request", param=_field(said.param), code=code)
 
 
 def clean(message: str) -> str:
     """`message` without pydantic's dictionaries, values and disk paths, at most `MAX_MESSAGE` characters."""
+    message = message[:_MAX_SAID]
     problems = dict.fromkeys(found["message"] for found in _VALIDATION.finditer(message))
     text = "; ".join(problems) if problems else _EXTRAS.sub("", message)
     text = _PATH.sub("<path>", " ".join(text.split()))
