@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from .base import MAX_HEADER_BYTES, Base
@@ -99,21 +99,29 @@ def _target_problems(config: Mapping[str, object], pairs: Iterable[str]) -> list
         return []  # a pattern or "all-linear": the weights themselves say what is adapted
     if not isinstance(targets, list) or not targets or not all(isinstance(one, str) and one for one in targets):
         return [f"target_modules is {shown(targets)}, expected a list of module names"]
-    modules = list(pairs)
-    unnamed = [module for module in modules if not any(_matches(module, target) for target in targets)]
-    empty = [target for target in targets if not any(_matches(module, target) for module in modules)]
+    wanted, there, unnamed = set(targets), set(), []
+    for module in pairs:
+        named = [name for name in _names(module) if name in wanted]
+        there.update(named)
+        if not named:
+            unnamed.append(module)
+    empty = [target for target in targets if target not in there]
     return [f"{module}: weights for a module that target_modules does not name" for module in unnamed] + [
         f"target_modules names {shown(target)}, for which there are no weights" for target in empty
     ]
 
 
-def _matches(module: str, target: str) -> bool:
-    return module == target or module.endswith("." + target)
+def _names(module: str) -> Iterator[str]:
+    """What a target may call `module`: its whole name, or what follows any of its dots."""
+    while module:
+        yield module
+        module = module.partition(".")[2]
 
 
 def _rank_problems(config: Mapping[str, object], ranks: Mapping[str, int]) -> list[str]:
     pattern = config.get("rank_pattern")
-    allowed = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
+    found = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
+    allowed = {one for one in found if isinstance(one, int)}
     return [
         f"{module}: rank {rank} is neither r nor in rank_pattern"
         for module, rank in ranks.items()

@@ -11,6 +11,7 @@ import click
 
 from .convergence import wait_in_force
 from .errors import BadInput, InvalidName
+from .evidence import MAX_EVIDENCE_BYTES
 from .home import Home
 from .journal import Change
 from .registry import Registry
@@ -61,9 +62,11 @@ def find_version(registry: Registry, text: str) -> AdapterVersion:
     return found
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, limit: int = MAX_EVIDENCE_BYTES) -> bytes:
+    """At most one byte more than `limit`, for whoever reads on to refuse."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(limit + 1)
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}", hint="check the path") from error
 

@@ -136,7 +136,7 @@ def _blank_file(file: Path, chosen: Callable[[Mapping[str, object]], bool], hold
 def _parse(line: bytes) -> Mapping[str, object] | None:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

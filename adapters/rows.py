@@ -18,6 +18,8 @@ from typing import TypeVar
 from .errors import BadInput, shown
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
+MAX_LINES = 10_000_000
+MAX_UNPACKED_BYTES = 4 * 1024**3  # of a .gz: a thousandth of it is enough to make all of it
 _MAX_PROBLEMS = 20
 T = TypeVar("T")
 
@@ -144,10 +146,17 @@ def _collect(path: Path, convert: Callable[[Mapping[str, object]], T]) -> list[T
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            size = 0
             for number in itertools.count(1):
                 line = file.readline(MAX_LINE_BYTES + 1)
+                size += len(line)
                 if not line:
                     return
+                if number > MAX_LINES or (path.suffix == ".gz" and size > MAX_UNPACKED_BYTES):
+                    raise BadInput(
+                        f"{path.name} holds over {MAX_LINES} lines, or {MAX_UNPACKED_BYTES} bytes once unpacked",
+                        hint="split the file",
+                    )
                 if len(line) > MAX_LINE_BYTES:
                     raise BadInput(
                         f"{path.name}: line {number} is longer than {MAX_LINE_BYTES} bytes", hint="split the row"
