@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from adapters.check import WEIGHTS_FILE
-from adapters.errors import InvalidName
+from adapters.errors import InvalidName, shown
 from adapters.rows import sha256_json
 from adapters.types import parse_route_name
 
@@ -23,6 +23,9 @@ Checked = TypeVar("Checked", bound=BaseModel)
 Part = Literal["all", "evidence"]
 Precision = Literal["no", "bf16", "fp16"]
 ALL_LINEAR = "all-linear"
+MAX_YAML_BYTES = 1024 * 1024
+MAX_YAML_VALUES = 100_000
+_YAML_FAULTS = (ValueError, TypeError, KeyError, AttributeError)  # its dates, numbers and tags raise these
 # What names things or only changes how fast or where the same result is made.
 _FILES = frozenset({"data", "eval", "select", "guardrails", "decisions", "past", "anchors", "adapters", "start"})
 _NOT_IDENTITY = _FILES | {"base", "out", "threads", "gradient_checkpointing", "tracker", "dora"}
@@ -208,24 +211,41 @@ def read_config(
 def read_yaml(file: Path) -> dict[str, object]:
     """The mapping in a YAML file; raises `ConfigInvalid` where there is none."""
     try:
-        value = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        with file.open("rb") as opened:
+            content = opened.read(MAX_YAML_BYTES + 1)
+        if len(content) > MAX_YAML_BYTES:
+            raise ConfigInvalid([f"{file.name} has over {MAX_YAML_BYTES} bytes"], hint="settings are shorter")
+        value = yaml.safe_load(content.decode("utf-8"))
+    except (OSError, yaml.YAMLError, RecursionError, *_YAML_FAULTS) as error:
+        reason = " ".join(str(error)[:500].split())
         raise ConfigInvalid([f"cannot read {file.name}: {reason}"], hint="give a YAML file of settings") from error
     if not isinstance(value, dict):
         raise ConfigInvalid([f"{file.name} holds {type(value).__name__}, expected settings as KEY: VALUE"])
+    if _is_bomb(value):
+        raise ConfigInvalid([f"{file.name} holds over {MAX_YAML_VALUES} values, its aliases written out"])
     return {str(key): setting for key, setting in value.items()}
+
+
+def _is_bomb(value: object) -> bool:
+    """Whether aliases make of few lines more values than anybody writes, or one that holds itself."""
+    waiting, seen = [value], 0
+    while waiting and seen <= MAX_YAML_VALUES:
+        one = waiting.pop()
+        inner = [*one, *one.values()] if isinstance(one, dict) else one if isinstance(one, (list, set)) else ()
+        seen += 1 + len(inner)
+        waiting += inner
+    return seen > MAX_YAML_VALUES
 
 
 def _problem(where: tuple[int | str, ...], kind: str, message: str, found: object, known: str) -> str:
     key = str(where[0]) if where else ""
     if kind == "extra_forbidden":
-        return f"unknown key {key!r}, known are {known}"
+        return f"unknown key {shown(key)}, known are {known}"
     if kind == "missing":
         return f"{key} is missing"
     text = message.removeprefix("Value error, ")
     key = ".".join([key, *(one for one in where[1:] if isinstance(one, str))])
-    return f"{key}: {text}, found {found!r:.60}" if key else text
+    return f"{key}: {text}, found {shown(found, 60)}" if key else text
 
 
 def _missing_files(values: Mapping[str, object]) -> list[str]:
@@ -233,12 +253,21 @@ def _missing_files(values: Mapping[str, object]) -> list[str]:
     start = values.get("start")
     named += [("start", Path(start) / WEIGHTS_FILE)] if isinstance(start, (str, Path)) else []
     others = several(values.get("adapters") or [])
-    named += [("adapters", Path(one) / WEIGHTS_FILE) for one in others] if isinstance(others, (list, tuple)) else []
+    if isinstance(others, (list, tuple)):
+        named += [("adapters", Path(one) / WEIGHTS_FILE) for one in others if isinstance(one, (str, Path))]
     for key in ("guardrails", "past", "anchors"):
         files = several(values.get(key) or [])
         named += [(key, file) for file in files] if isinstance(files, (list, tuple)) else []
     return [
-        f"{key}: no file {str(file)!r}"
+        f"{key}: no file {shown(str(file), 200)}"
         for key, file in named
-        if isinstance(file, (str, Path)) and not Path(file).is_file()
+        if isinstance(file, (str, Path)) and not is_file(file)
     ]
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is such a file; a path that no file can have is none."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False

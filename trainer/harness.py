@@ -92,7 +92,7 @@ def _task_name(file: Path) -> str:
     try:
         root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         found = {key.value: value.value for key, value in root.value} if isinstance(root, yaml.MappingNode) else {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise HarnessUnusable(f"cannot read {file.name}: {' '.join(str(error).split())}", hint="see --suite") from error
     name = found.get("task")
     if not isinstance(name, str) or not name:

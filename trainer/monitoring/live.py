@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ import httpx
 from adapters.rows import Example
 
 ERRORS_IN_A_ROW = 20  # then the rest is not asked: a gateway that is gone must not cost a time-out per item
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
 NOT_ASKED = f"not asked after {ERRORS_IN_A_ROW} errors in a row"
 
 
@@ -44,7 +46,8 @@ class Gateway:
 
         `on_answer` hears how many are done. Cancelling it ends the requests under way.
         """
-        headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
+        headers = {"accept-encoding": "identity"}  # what is packed could be anything once unpacked
+        headers |= {"authorization": f"Bearer {self.key}"} if self.key else {}
         turns = asyncio.Semaphore(self.concurrency)
         in_a_row = done = 0
 
@@ -71,13 +74,24 @@ def _body(model: str, question: Example, max_tokens: int) -> dict[str, object]:
 
 async def _ask_once(client: httpx.AsyncClient, url: str, body: Mapping[str, object]) -> Answer:
     try:
-        response = await client.post(url, json=body)
-        if response.status_code != httpx.codes.OK:
-            return Answer(error=f"HTTP {response.status_code}")
-        said = response.json()
+        # httpx counts from piece to piece; a body that drips would never end
+        async with asyncio.timeout(client.timeout.read), client.stream("POST", url, json=body) as response:
+            if response.status_code != httpx.codes.OK:
+                return Answer(error=f"HTTP {response.status_code}")
+            said = json.loads(await _read(response))
         text = said["choices"][0]["message"]["content"]
         return Answer(text=str(text or ""), model=str(said["model"]))
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
         return Answer(error=type(error).__name__)
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return Answer(error="no chat completion")
+
+
+async def _read(response: httpx.Response) -> bytes:
+    """The body as it was sent; raises `ValueError` over `MAX_ANSWER_BYTES`."""
+    body = b""
+    async for piece in response.aiter_raw():
+        body += piece
+        if len(body) > MAX_ANSWER_BYTES:
+            raise ValueError(f"over {MAX_ANSWER_BYTES} bytes")
+    return body

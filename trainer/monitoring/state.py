@@ -91,7 +91,7 @@ class StateFile:
             return {}
         try:
             document = json.loads(self.path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._broken() from error
         watches = document.get("watches") if isinstance(document, dict) and document.get("schema") == SCHEMA else None
         if not isinstance(watches, dict):

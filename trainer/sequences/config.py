@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ..config import TrainConfig, read_config
+from adapters.errors import shown
+
+from ..config import TrainConfig, is_file, read_config
 from ..errors import ConfigInvalid
 from ..methods.settings import MethodSettings, parse_method
 
@@ -155,7 +157,7 @@ def read_sequence(values: Mapping[str, object]) -> SequenceConfig:
         (f"tasks.{task.name}.{key}", getattr(task, key)) for task in config.tasks for key in ("data", "eval", "dev")
     ]
     named += [("decisions", file) for file in config.decisions] + [("guardrails", file) for file in config.guardrails]
-    missing = [f"{key}: no file {str(file)!r}" for key, file in named if not file.is_file()]
+    missing = [f"{key}: no file {shown(str(file), 200)}" for key, file in named if not is_file(file)]
     if not problems and not missing:
         for arm in config.arms:
             try:
