@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from adapters.rows import sha256_file, sha256_json
+from adapters.errors import shown
+from adapters.rows import is_unicode, sha256_file, sha256_json
 
 from ...errors import EncoderUnavailable
 from ..encoding import EncoderRef, Precision
@@ -21,6 +22,7 @@ from .source import find_folder, source_name
 
 Pooling = Literal["mean", "cls"]
 
+MAX_VOCABULARY = 2**31
 MAX_TOKENS = 512  # work per text is bounded, whatever a model could read
 RECIPE = 1  # how the files become vectors; another recipe gives other vectors, so it is part of the digest
 STEPS = ("Transformer", "Pooling", "Normalize")
@@ -61,6 +63,7 @@ def read_layout(source: str) -> Layout:
     dimension = reader.whole(config, ("hidden_size", "dim", "d_model"))
     positions = config.get("max_position_embeddings")
     limits = (MAX_TOKENS, sentence.get("max_seq_length"), tokenizer.get("model_max_length"), positions)
+    pad_token, prompt = reader.pad_token(config), reader.default_prompt(prompts)
     if reader.problems:
         raise EncoderUnavailable(
             f"encoder {source_name(source)!r:.100} cannot be used: {'; '.join(reader.problems)}",
@@ -74,9 +77,9 @@ def read_layout(source: str) -> Layout:
         pooling=pooling,
         dimension=dimension,
         max_tokens=int(min(limit for limit in limits if isinstance(limit, int | float) and limit > 0)),
-        pad_token=int(config.get("pad_token_id") or 0),
+        pad_token=pad_token,
         lowercase=bool(sentence.get("do_lower_case")),
-        prompt=str(_default_prompt(prompts)),
+        prompt=prompt,
     )
 
 
@@ -97,9 +100,26 @@ class _Reader:
     def whole(self, value: Mapping[str, Any], names: Sequence[str]) -> int:
         found = next((value[name] for name in names if name in value), None)
         if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-            self.problems.append(f"{CONFIG}: {names[0]} is {found!r:.40}, expected a whole number")
+            self.problems.append(f"{CONFIG}: {names[0]} is {shown(found)}, expected a whole number")
             return 1
         return found
+
+    def pad_token(self, config: Mapping[str, Any]) -> int:
+        found = config.get("pad_token_id") or 0
+        if type(found) is not int or not 0 <= found < MAX_VOCABULARY:
+            self.problems.append(f"{CONFIG}: pad_token_id is {shown(found)}, expected a token's number")
+            return 0
+        return found
+
+    def default_prompt(self, config: Mapping[str, Any]) -> str:
+        named, prompts = config.get("default_prompt_name"), config.get("prompts")
+        if named is None or not isinstance(prompts, dict):
+            return ""
+        prompt = prompts.get(named) if isinstance(named, str) else None
+        if not isinstance(prompt, str) or not is_unicode(prompt):
+            self.problems.append(f"{PROMPTS}: no prompt called {shown(named)}")
+            return ""
+        return prompt
 
     def weights(self) -> list[str]:
         found = sorted(path.name for path in self._folder.glob("*.safetensors"))
@@ -155,8 +175,3 @@ def _pooling_modes(config: Mapping[str, Any]) -> list[str]:
     names = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
     given = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
     return [names.get(key, key) for key in given] or ["mean"]
-
-
-def _default_prompt(config: Mapping[str, Any]) -> object:
-    prompts = config.get("prompts")
-    return prompts.get(config.get("default_prompt_name"), "") if isinstance(prompts, dict) else ""
