@@ -82,6 +82,11 @@ class Use:
         self.requests = _meter(limits.requests_per_minute, self.requests)
         self.tokens = _meter(limits.tokens_per_minute, self.tokens)
 
+    @property
+    def at_once(self) -> int:
+        """How many of its requests this gateway is answering, in whatever process."""
+        return self.running
+
     def meters(self, now: float) -> Iterator[tuple[str, Meter]]:
         for name, meter in (("requests", self.requests), ("tokens", self.tokens)):
             if meter is not None:
@@ -152,11 +157,11 @@ class Limits:
         """Let one request in, or raise `RateLimited`, which then costs nothing of the limits."""
         use = self._uses.get(principal.key_id or principal.name)
         if use is None:
-            use = self._uses[principal.key_id or principal.name] = Use(principal.name)
+            use = self._uses[principal.key_id or principal.name] = self._new_use(principal)
         if use.limits is not principal.limits:
             use.follow(principal.limits)
         most = use.limits.max_concurrent
-        if most is not None and use.running >= most:
+        if most is not None and use.at_once >= most:
             raise self._refusal(use, "concurrency", f"{most} requests at a time", 1.0)
         for name, meter in use.meters(self._clock()):
             if not meter.has_room:
@@ -166,6 +171,12 @@ class Limits:
             use.requests.level += 1
         use.running += 1
         use.admitted += 1
+        return self._admission(use)
+
+    def _new_use(self, principal: Principal) -> Use:
+        return Use(principal.name)
+
+    def _admission(self, use: Use) -> Admission:
         return Admission(use, self._clock)
 
     def _refusal(self, use: Use, what: Limited, limit: str, wait_seconds: float) -> RateLimited:

@@ -21,7 +21,8 @@ from .channel import Document
 from .messages import Hello, JudgedWith, Told
 from .process import COMMAND, LAST_SECONDS, Worker
 from .shapes import shape
-from .totals import Family, add_up
+from .shared_limits import Table, new_table
+from .totals import Family, add_up, counters
 
 MAX_STILLBORN = 4  # in a row
 FIRST_PAUSE_SECONDS = 0.05
@@ -54,6 +55,7 @@ class Crew:
         self._backend = backend
         self._answer = answer
         self._keys_told = KeyRing()
+        self._table = Table(new_table(), 0)
         self._command = command
         self._background = Background()
         self._workers: dict[int, Worker] = {}
@@ -98,6 +100,7 @@ class Crew:
         self._draining = True
         self._kill_all()
         await self._background.stop()
+        self._table.close()
 
     def _kill_all(self) -> None:
         for worker in self._workers.values():
@@ -133,7 +136,7 @@ class Crew:
         """Whether a worker took requests, and how it ended."""
         try:
             worker = await Worker.start(
-                number, self._bound, self._backend, self._hear, self._answer, command=self._command
+                number, self._bound, self._table, self._backend, self._hear, self._answer, command=self._command
             )
         except OSError as error:
             return False, f"could not be started: {error.strerror}"
@@ -142,7 +145,8 @@ class Crew:
             end = await worker.run(partial(self._greet, worker))
         finally:
             del self._workers[number]
-            self._counts_of_the_dead = add_up([self._counts_of_the_dead, worker.counts])
+            self._counts_of_the_dead = add_up([self._counts_of_the_dead, counters(worker.counts)])
+            self._table.clear(number)
             self._settle()
             self.judged()
         return worker.serves, f"(process {worker.pid}) {end}"

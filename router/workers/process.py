@@ -14,6 +14,7 @@ from ..backends.base import Serving
 from .calls import CallServer
 from .channel import Channel, Document
 from .messages import JudgedWith
+from .shared_limits import Table
 from .totals import Family
 
 COMMAND = (sys.executable, "-P", "-m", "router.workers.worker")  # -P: no package of the folder it is started in
@@ -42,16 +43,17 @@ class Worker:
         cls,
         number: int,
         bound: socket.socket,
+        table: Table,
         backend: Serving,
         hear: Callable[[Worker, str, Document], None],
         answer: Callable[[str, Document], Awaitable[Document]],
         *,
         command: Sequence[str] = COMMAND,
     ) -> Worker:
-        """Start `command` with the listening socket and its own ends of two pairs. Raises `OSError`."""
+        """Start `command` with the listening socket, the table of limits and its ends of two pairs. Raises `OSError`."""
         control, its_control = socket.socketpair()
         handed, its_handed = socket.socketpair()
-        inherited = (bound.fileno(), its_control.fileno(), its_handed.fileno())
+        inherited = (bound.fileno(), table.descriptor, its_control.fileno(), its_handed.fileno())
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,

@@ -1,4 +1,4 @@
-"""Counters of several workers as one: counters and histograms add; gauges are the parent's, who knows everything.
+"""Metrics of several workers as one: counters and histograms add; a gauge is the parent's, or adds where it has none.
 
 What a worker counted stays counted when it dies: totals never go down, as whoever reads counters expects.
 """
@@ -11,15 +11,20 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-ADD = frozenset({"counter", "histogram", "summary"})
+COUNTED = frozenset({"counter", "histogram", "summary"})
 Labels = tuple[tuple[str, str], ...]
 Sample = tuple[str, Labels, float]
 Family = tuple[str, str, str, list[Sample]]  # name, kind, documentation, samples
 
 
 def families(registry: Collector | CollectorRegistry) -> list[Family]:
-    """Everything in `registry` that adds up."""
-    return [_family(metric) for metric in registry.collect() if metric.type in ADD]
+    """Everything in `registry`."""
+    return [_family(metric) for metric in registry.collect()]
+
+
+def counters(found: Iterable[Family]) -> list[Family]:
+    """What stays of a process when it is gone."""
+    return [family for family in found if family[1] in COUNTED]
 
 
 def add_up(parts: Iterable[Iterable[Family]]) -> list[Family]:
@@ -43,10 +48,12 @@ def add_up(parts: Iterable[Iterable[Family]]) -> list[Family]:
 
 
 def render(own: CollectorRegistry, of_workers: Iterable[Iterable[Family]]) -> bytes:
-    """The page: the parent's gauges, and the counters of all."""
-    gauges = [metric for metric in own.collect() if metric.type not in ADD]
+    """The page."""
+    mine = families(own)
+    known = {name for name, kind, _, _ in mine if kind not in COUNTED}
+    others = [[family for family in part if family[0] not in known] for part in of_workers]
     page = CollectorRegistry()
-    page.register(_Page([*map(_metric, add_up([families(own), *of_workers])), *gauges]))
+    page.register(_Page([_metric(family) for family in add_up([mine, *others])]))
     return generate_latest(page)
 
 

@@ -1,4 +1,4 @@
-"""One worker: `python -m router.workers.worker BOUND CONTROL CALLS`, three inherited sockets; its parent starts it."""
+"""One worker: `python -m router.workers.worker BOUND TABLE CONTROL CALLS`, inherited descriptors; see `process.py`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from .channel import Channel, Document
 from .followed import Followed, RemoteEngine
 from .messages import Hello, Told
 from .shapes import shape
+from .shared_limits import SharedLimits, Table
 from .totals import families
 
 JUDGE_SECONDS = 30.0  # a worker that cannot have its judge by then answers without
@@ -39,14 +40,16 @@ class Listening(socket.socket):
 class WorkerProcess:
     """Lives on its process's event loop. Everything it knows, it was told; when its parent ends, so does it."""
 
-    def __init__(self, bound: socket.socket, control: socket.socket, calls: socket.socket) -> None:
+    def __init__(self, bound: socket.socket, table: int, control: socket.socket, calls: socket.socket) -> None:
         self._bound = bound
+        self._table = table
         self._calls = calls
         self._channel = Channel(control, self._hear, self._answer)
         self._greeted = asyncio.Event()
         self._may_serve = asyncio.Event()
         self._stopping = False
         self._server: GatewayServer | None = None
+        self._number = 0
         self._followed: Followed
         self._settings: Settings
         self._telemetry: Telemetry
@@ -103,6 +106,7 @@ class WorkerProcess:
             settings.max_body_bytes,
             feedback,
             self._metrics_page,
+            SharedLimits(Table(self._table, self._number)),
         )
         app = create_app(parts)
         app.add_middleware(UpToDate, followed=self._followed)
@@ -145,6 +149,7 @@ class WorkerProcess:
             format=f"%(asctime)s %(levelname)s worker {hello.number} %(name)s: %(message)s",
             stream=sys.stderr,
         )
+        self._number = hello.number
         self._settings = hello.settings
         kept = hello.settings.decision_log
         self._telemetry = Telemetry(DecisionLog(kept.path, text=kept.text, days=kept.days) if kept else None)
@@ -172,11 +177,11 @@ class UpToDate:
         await self._app(scope, receive, send)
 
 
-async def main(bound: int, control: int, calls: int) -> None:
+async def main(bound: int, table: int, control: int, calls: int) -> None:
     """Raises what building a gateway raises."""
     listening = Listening(fileno=bound)
-    await WorkerProcess(listening, socket.socket(fileno=control), socket.socket(fileno=calls)).run()
+    await WorkerProcess(listening, table, socket.socket(fileno=control), socket.socket(fileno=calls)).run()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*map(int, sys.argv[1:4])))
+    asyncio.run(main(*map(int, sys.argv[1:5])))
