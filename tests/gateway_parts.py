@@ -34,6 +34,7 @@ from router.dispatch import Dispatcher
 from router.errors import AdapterUnavailable, EngineFailed, NotApplied
 from router.feedback import Feedback
 from router.judge_building import FindEncoder, LoadClassifier, no_encoder
+from router.limits import Limits
 from router.policy import NotScored, decide
 from router.telemetry import Telemetry
 from router.types import Call, Decision, Endpoint, Reply
@@ -297,6 +298,7 @@ class Served:
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self._server: uvicorn.Server | None = None
+        self.limits = Limits()
         self.gateway: Gateway
         self.port = 0
 
@@ -345,6 +347,7 @@ class Served:
                 gateway.telemetry,
                 self._max_body_bytes,
                 self._feedback,
+                limits=self.limits,
             )
             with listen("127.0.0.1", 0) as bound:
                 self.port = bound.getsockname()[1]
