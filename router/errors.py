@@ -67,6 +67,14 @@ class NotApplied(AdapterUnavailable):
     """The engine answers for the version, but not with what the version is: it changes nothing, or the wrong thing."""
 
 
+class MethodNotAllowed(RouterError):
+    """The path is served, but not by this method; `headers` name the one that it is."""
+
+    def __init__(self, message: str, *, allowed: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.headers = {"allow": allowed}
+
+
 class RateLimited(RouterError):
     """A key is at one of its limits. `headers` say which, and when to come again."""
 
@@ -125,6 +133,7 @@ TABLE: dict[type[Exception], Wire] = {
     BodyTooLarge: Wire(413, "invalid_request_error", "request_too_large"),
     Unauthorized: Wire(401, "invalid_request_error", "invalid_api_key"),
     Forbidden: Wire(403, "invalid_request_error", "forbidden"),
+    MethodNotAllowed: Wire(405, "invalid_request_error", "method_not_allowed"),
     ModelNotFound: Wire(404, "invalid_request_error", "model_not_found"),
     RouteDisabled: Wire(409, "invalid_request_error", "route_disabled"),
     AdapterUnavailable: Wire(503, "server_error", "adapter_unavailable"),
