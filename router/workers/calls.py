@@ -15,6 +15,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 
 from adapters.errors import BranchlineError
 
@@ -57,7 +58,8 @@ class CallServer:
             log.error("a call could not be taken over: %s", error.strerror)
             said, ends = b"", []
         for end in ends:
-            self._calls.spawn(self._serve(socket.socket(fileno=end)))
+            call = socket.socket(fileno=end)
+            self._calls.spawn(self._serve(call)).add_done_callback(partial(_close_unserved, call))
         if not said:
             asyncio.get_running_loop().remove_reader(self._handed)
 
@@ -75,6 +77,9 @@ class CallServer:
                 gone.cancel()
                 answering.cancel()
                 await asyncio.gather(answering, gone, return_exceptions=True)
+        except asyncio.CancelledError:
+            writer.transport.abort()
+            raise
         finally:
             writer.close()
 
@@ -153,6 +158,12 @@ class RemoteBody(AsyncIterator[bytes]):
 
     async def aclose(self) -> None:
         self._writer.close()
+
+
+def _close_unserved(end: socket.socket, serving: asyncio.Task[None]) -> None:
+    """Cancelled before it began, a task closes nothing."""
+    if serving.cancelled():
+        end.close()
 
 
 async def _expect(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:

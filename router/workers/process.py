@@ -50,7 +50,7 @@ class Worker:
         *,
         command: Sequence[str] = COMMAND,
     ) -> Worker:
-        """Start `command` with the listening socket, the table of limits and its ends of two pairs. Raises `OSError`."""
+        """Start `command` with the listening socket, the limits and its ends of two pairs. Raises `OSError`."""
         control, its_control = socket.socketpair()
         handed, its_handed = socket.socketpair()
         inherited = (bound.fileno(), table.descriptor, its_control.fileno(), its_handed.fileno())

@@ -24,9 +24,9 @@ def error_from(document: Document) -> Exception:
     """An error of the same class, or of the nearest that takes no more than a message."""
     kind = next((one for one in errors.TABLE if one.__name__ == document["kind"]), errors.RouterError)
     message, hint = document["message"] or "", document["hint"] or ""
-    if issubclass(kind, errors.RouterError):
-        return kind(message, hint=hint, param=document.get("param"), code=document.get("code"))
+    more = {"param": document.get("param"), "code": document.get("code")}
+    of_router = issubclass(kind, errors.RouterError)
     try:
-        return kind(message, hint=hint)
+        return kind(message, hint=hint, **more) if of_router else kind(message, hint=hint)
     except TypeError:
-        return AdaptersError(message, hint=hint)
+        return errors.RouterError(message, hint=hint, **more) if of_router else AdaptersError(message, hint=hint)
