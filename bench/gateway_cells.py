@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
+import socket
 import tempfile
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .gateway_home import Served
-from .gateway_requests import Template
+from .gateway_requests import Template, endless_texts
 from .gateway_servers import Server, fetch
 from .open_loop import Came, Plan, run_open_loop
 from .processes import family, family_cpu_seconds, memory_mb
 
 SCRIPT = Path(__file__).with_name("gateway_load.lua")
 CLIENTS = 32
-DELAY_CLIENTS = 256  # an answer takes 50 ms or more: so many are needed to keep a gateway busy
+QUIET_SECONDS = 30.0
+QUIET_SHARE = 0.15  # of a core: more than a gateway does by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,28 +34,35 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """One closed-loop run of wrk: what it counted, and the CPU seconds that server and upstream used meanwhile."""
+class Answer:
+    """A whole response; names of headers in lower case."""
 
-    requests: int
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One closed-loop run of wrk: `answered` in `seconds`, as it counted, and CPU seconds until all was quiet again.
+
+    `reached`: requests that the upstream got in all that time. Some of them wrk no longer waited for.
+    """
+
+    answered: int
     seconds: float
     failed: int
+    reached: int
     cpu: float
-    upstream_cpu: float
 
     @property
     def rate(self) -> float:
-        return self.requests / self.seconds
+        return self.answered / self.seconds
 
     @property
     def cpu_us(self) -> float | None:
-        """CPU time of an answered request in µs; `None` where one failed: refusals are cheap."""
-        return None if self.failed or not self.requests else self.cpu / self.requests * 1e6
-
-    @property
-    def upstream_us(self) -> float:
-        """The same of the upstream."""
-        return self.upstream_cpu / max(1, self.requests) * 1e6
+        """CPU time of a request in µs; `None` where one failed: refusals are cheap."""
+        return None if self.failed or not self.reached else self.cpu / self.reached * 1e6
 
 
 @dataclass(slots=True)
@@ -68,13 +80,13 @@ class Bench:
         """A closed loop for so long. Everything is warm when it begins: call it once for a moment before."""
         with tempfile.TemporaryDirectory() as folder:
             self._template(arm, size, stream).write(Path(folder))
-            began = [family_cpu_seconds(pid) for pid in (arm.server.pid, self.upstream.pid)]
+            cpu, reached = family_cpu_seconds(arm.server.pid), self._reached()
             counted = await self._wrk(arm, folder, seconds, clients)
-            used = [family_cpu_seconds(pid) for pid in (arm.server.pid, self.upstream.pid)]
+            await _until_quiet(arm.server)
+            cpu, reached = family_cpu_seconds(arm.server.pid) - cpu, self._reached() - reached
         self._spend(arm, counted["requests"] + clients)
-        cpu, upstream_cpu = (after - before for after, before in zip(used, began, strict=True))
         failed = int(counted["refused"] + counted["broken"])
-        return Load(int(counted["requests"]), counted["seconds"], failed, cpu, upstream_cpu)
+        return Load(int(counted["requests"]), counted["seconds"], failed, reached, cpu)
 
     async def open_loop(self, arm: Arm, rate: float, seconds: float, *, stream: bool) -> tuple[Came, float]:
         """A constant rate; what came, and the CPU time of a request in µs."""
@@ -83,13 +95,28 @@ class Bench:
             plan = Plan(arm.server.port, folder, str(self.served.texts), self._offset, rate, seconds)
             before = family_cpu_seconds(arm.server.pid)
             came = await run_open_loop(plan)
+            await _until_quiet(arm.server)
             used = family_cpu_seconds(arm.server.pid) - before
         self._spend(arm, came.sent)
         return came, used / max(1, came.sent) * 1e6
 
+    def ask(self, arm: Arm, *, stream: bool = False) -> Answer:
+        """One request, looked at closely."""
+        template = self._template(arm, 1024, stream)
+        text = next(endless_texts(self.served.texts, self._offset))
+        self._spend(arm, 1)
+        with socket.create_connection(("127.0.0.1", arm.server.port), timeout=30) as connection:
+            connection.sendall(template.request(text))
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+
     def behave(self, *, first_ms: float = 0.0, event_ms: float = 0.0) -> None:
         """How long the upstream takes from here on."""
         fetch(f"{self.upstream.url}/behave?first_ms={first_ms}&event_ms={event_ms}")
+
+    def _reached(self) -> int:
+        return int(fetch(f"{self.upstream.url}/count"))
 
     def _template(self, arm: Arm, size: int, stream: bool) -> Template:
         return Template.of(arm.model, size, stream=stream, key=arm.server.key, filler=self.served.filler)
@@ -113,6 +140,17 @@ class Bench:
             raise RuntimeError(f"wrk failed: {last:.300}")
         counted: dict[str, float] = json.loads(last)
         return counted
+
+
+async def _until_quiet(server: Server) -> None:
+    """Until it has done what it was asked and nobody waits for any more."""
+    deadline, before = time.monotonic() + QUIET_SECONDS, family_cpu_seconds(server.pid)
+    while time.monotonic() < deadline:
+        await asyncio.sleep(0.2)
+        after = family_cpu_seconds(server.pid)
+        if after - before <= 0.2 * QUIET_SHARE:
+            return
+        before = after
 
 
 def memory_of(server: Server) -> float:

@@ -1,6 +1,7 @@
 """What gateways cost a request: CPU time, latency added, memory. Branchline beside its peers, in one run.
 
-    make bench-gateway                                     everything: about 12 minutes; writes results/gateway.json
+    make bench-gateway                                     everything: 12 minutes; writes results/gateway.json
+    python -m bench.gateway_overhead --requests 1000000    the same with a longer memory part
     python -m bench.gateway_overhead --quick               a look, 2 minutes; prints only
     python -m bench.gateway_overhead --quick --arm pinned --arm auto --part cpu --home FOLDER     while working on it
 
@@ -14,7 +15,7 @@ children included, over the requests it answered.
     sizes     bodies of 16 KB and 256 KB
     latency   the upstream answers after 50 ms (streams: then an event each 2 ms); a constant rate of half of what
               the server carries, from the moment a request is due, minus straight to the upstream at that rate
-    memory    of the gateway, over a million requests
+    memory    of the gateway, over so many requests
 
 Branchline runs with everything on: key, limits, metrics, decision headers. The peers check what `gateway_servers` says.
 """
@@ -24,6 +25,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -31,6 +33,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+
+from adapters.keyring import create_key
+from adapters.keys import MAX_LIMIT, KeyLimits
+from adapters.registry import Registry
 
 from .adapter_folder import BASE
 from .data import find_data
@@ -44,11 +50,10 @@ from .results import Row, write_results
 
 GATEWAY_CORE, LOAD_CORE = 0, 1
 ARMS = ("pinned", "auto", "litellm", "vllm_router", "fastapi_httpx")
-KEY = "bench-" + "k" * 26
 PEERS = {"litellm": litellm, "vllm_router": vllm_router, "fastapi_httpx": plain_proxy}
-WHOLE_RUN = Effort(seconds=4, rounds=3, latency_seconds=8, requests=1_000_000)
+WHOLE_RUN = Effort(seconds=4, rounds=3, latency_seconds=6, requests=300_000)
 GIVEN = ("seconds", "rounds", "requests")
-QUICK = Effort(seconds=1, rounds=1, latency_seconds=2, requests=10_000)
+QUICK = Effort(seconds=1, rounds=1, latency_seconds=2, requests=2_000)
 
 
 def main() -> None:
@@ -114,10 +119,15 @@ async def _arms(
 
 @asynccontextmanager
 async def _branchline(served: Served, straight: Server) -> AsyncIterator[Server]:
-    """Branchline's gateway with every version warm."""
-    variables = {"BRANCHLINE_API_KEY": KEY}
-    async with gateway(served.home, "vllm", str(BASE), "--engine", straight.url, variables=variables) as running:
-        yield Server("branchline", running.port, running.pid, "auto", KEY)
+    """Branchline's gateway with every version warm, and a key that has all limits, none of which is reached."""
+    registry = Registry.open(served.home.registry_url)
+    try:
+        limits = KeyLimits(requests_per_minute=MAX_LIMIT, tokens_per_minute=MAX_LIMIT, max_concurrent=MAX_LIMIT)
+        key = create_key(registry, f"bench-{secrets.token_hex(4)}", "inference", limits=limits)
+    finally:
+        registry.close()
+    async with gateway(served.home, "vllm", str(BASE), "--engine", straight.url) as running:
+        yield Server("branchline", running.port, running.pid, "auto", key.secret)
 
 
 def _command(arguments: argparse.Namespace) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .gateway_cells import Load
-from .gateway_parts import Found, Held, Latency
+from .gateway_parts import ASKED, Found, Held, Latency
 from .results import Row
 from .spread import percentile, row_of_rounds
 
@@ -32,6 +31,8 @@ def rows_of(found: Found, missed: Sequence[Missed], *, cores: int) -> list[Row]:
         *_rate_rows(found),
         *(row for (cell, arm), latency in found.latencies.items() for row in _latency_rows(cell, arm, latency)),
         *_memory_rows(found.memory),
+        *(Row(_named("memory_mb", name, ""), mb, "MB", "when all was done") for name, mb in found.memory_of.items()),
+        *_classified_rows(found),
     ]
 
 
@@ -43,7 +44,7 @@ def _cpu_rows(found: Found, cores: int) -> Iterator[Row]:
     where = "a core of its own" if cores > 1 else "all processes on one core"
     for (cell, arm), loads in found.loads.items():
         name = _named("cpu_us", arm, cell)
-        counted = f"{sum(load.requests for load in loads):,} requests, {where}"
+        counted = f"{sum(load.reached for load in loads):,} requests, {where}"
         times = [load.cpu_us for load in loads if load.cpu_us is not None]
         failed = sum(load.failed for load in loads)
         notes = [TARGETS.get(name, ""), counted, f"{failed} failed: those rounds are left out" if failed else ""]
@@ -52,11 +53,10 @@ def _cpu_rows(found: Found, cores: int) -> Iterator[Row]:
 
 def _ratio_rows(found: Found) -> Iterator[Row]:
     """Medians of the rounds' own ratios: a round's servers ran right after one another."""
-    cells = dict.fromkeys(cell for cell, _ in found.loads)
-    others = [arm for arm in dict.fromkeys(arm for _, arm in found.loads) if arm not in (*OURS, "straight")]
-    for cell in cells:
-        for other in others:
-            for own in OURS:
+    arms = dict.fromkeys(arm for _, arm in found.loads)
+    for cell in dict.fromkeys(cell for cell, _ in found.loads):
+        for other in [arm for arm in arms if arm not in (*OURS, "straight")]:
+            for own in [arm for arm in OURS if arm in arms]:
                 yield _ratio(found, cell, own, other)
 
 
@@ -74,12 +74,7 @@ def _rate_rows(found: Found) -> Iterator[Row]:
     for (cell, arm), loads in found.loads.items():
         rates = [load.rate for load in loads]
         if cell in ("", "streamed"):
-            note = f"closed loop; the upstream's own CPU time: {_middle(loads):.0f} µs"
-            yield row_of_rounds(_named("rate", arm, cell), rates, "requests/s", note)
-
-
-def _middle(loads: Sequence[Load]) -> float:
-    return percentile([load.upstream_us for load in loads], 0.5) or 0.0
+            yield row_of_rounds(_named("rate", arm, cell), rates, "requests/s", "closed loop of 32 clients")
 
 
 def _latency_rows(cell: str, arm: str, latency: Latency) -> Iterator[Row]:
@@ -104,6 +99,12 @@ def _note(parts: Sequence[str]) -> str:
 
 def _difference(through: float | None, straight: float | None) -> float | None:
     return None if through is None or straight is None else (through - straight) * 1000
+
+
+def _classified_rows(found: Found) -> Iterator[Row]:
+    if found.classified is not None:
+        note = f"of {ASKED} texts went to a version; the others are answered by the base"
+        yield Row("auto_classified", found.classified * 100, "%", note)
 
 
 def _memory_rows(memory: Sequence[Held]) -> Iterator[Row]:

@@ -2,13 +2,14 @@
 
     branchline     branchline serve --backend vllm --engine URL --base examples/quickstart/base --home HOME
     litellm        litellm --config CONFIG.yaml --host 127.0.0.1 --port PORT          (CONFIG: `LITELLM_CONFIG`)
-    vllm-router    vllm-router --worker-urls URL --policy round_robin --host 127.0.0.1 --port PORT
+    vllm-router    vllm-router --worker-urls URL --policy round_robin --log-level warning --host 127.0.0.1 --port PORT
     fastapi+httpx  python -m bench.gateway_plain --upstream URL --port PORT
     straight       nothing: the load asks the upstream
 
-The two peers live in environments of their own, made by one command each (`make .branchline/peers/litellm` and
-`make .branchline/peers/vllm-router`); `BRANCHLINE_PEERS` may name another folder that holds them. One that is not there
-is left out with the reason. All are one process on one core; LiteLLM checks a key, as Branchline does, the others none.
+LiteLLM and vllm-router live in environments of their own, made by one command each:
+`make .branchline/peers/litellm/.ready` and `make .branchline/peers/vllm-router/.ready`. One that is not there is left
+out with the reason. Every server is one process on one core. LiteLLM checks a key, as Branchline does; vllm-router and
+the plain proxy check none.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tests.vllm_engine import free_port
 from .gateway_answers import MODEL
 
 START_SECONDS = 90.0
-PEERS = Path(os.environ.get("BRANCHLINE_PEERS", Path(__file__).parents[1] / ".branchline" / "peers"))
+PEERS = Path(__file__).parents[1] / ".branchline" / "peers"
 LITELLM_KEY = "sk-benchmark"
 LITELLM_CONFIG = """\
 model_list:
@@ -36,7 +37,7 @@ model_list:
     litellm_params: {{model: openai/{model}, api_base: {url}/v1, api_key: none}}
 general_settings: {{master_key: {key}}}
 """
-QUIET = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False"}
+QUIET = {"LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ async def plain_proxy(url: str, log: Path) -> AsyncIterator[Server]:
     """FastAPI and httpx."""
     port = free_port()
     command = [sys.executable, "-m", "bench.gateway_plain", "--upstream", url, "--port", str(port)]
-    async with _running("fastapi+httpx", command, port, log, health="/health") as server:
+    async with _running("fastapi_httpx", command, port, log, health="/health") as server:
         yield server
 
 
@@ -105,16 +106,16 @@ async def vllm_router(url: str, log: Path) -> AsyncIterator[Server]:
     port, metrics = free_port(), free_port()
     command = [
         *(_peer("vllm-router"), "--worker-urls", url, "--policy", "round_robin", "--host", "127.0.0.1"),
-        *("--port", str(port), "--prometheus-port", str(metrics)),
+        *("--port", str(port), "--prometheus-port", str(metrics), "--log-level", "warning"),
     ]
-    async with _running("vllm-router", command, port, log, health="/health") as server:
+    async with _running("vllm_router", command, port, log, health="/health") as server:
         yield server
 
 
 def _peer(name: str) -> str:
     program = PEERS / name / "bin" / name
     if not program.exists():
-        raise Missing(f"not installed: make .branchline/peers/{name}")
+        raise Missing(f"not installed: make .branchline/peers/{name}/.ready")
     return str(program)
 
 

@@ -3,8 +3,9 @@
     python -m bench.gateway_upstream --port PORT
 
 A process of its own. Events of a stream are written one by one, as an engine's tokens come.
-`GET /behave?first_ms=50&event_ms=2` makes it wait before an answer and between events, until it is told otherwise. To
-Branchline it is a vLLM with the plugin that holds every version, to other routers a healthy worker.
+`GET /behave?first_ms=50&event_ms=2` makes it wait before an answer and between events, until it is told otherwise;
+`GET /count` says how many inference requests have come. To Branchline it is a vLLM with the plugin that holds every
+version, to other routers a healthy worker.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ from dataclasses import dataclass
 from typing import cast
 from urllib.parse import parse_qsl
 
-from .gateway_answers import FACTS, NOTHING, STREAM, WHOLE, proof
+from .gateway_answers import FACTS, NOTHING, STREAM, WHOLE, proof, response
 
 
 @dataclass(slots=True)
 class Behaviour:
-    """Seconds before the first byte of an answer, and between the events of a stream."""
+    """Seconds before the first byte of an answer, and between the events of a stream; `asked` counts requests."""
 
     first: float = 0.0
     event: float = 0.0
+    asked: int = 0
 
 
 def main() -> None:
@@ -78,9 +80,10 @@ class Upstream(asyncio.Protocol):
             self._infer(request, self._head)
 
     def _infer(self, request: bytes, head: int) -> None:
+        self._behaviour.asked += 1
         if b'"stream":true' in request or b'"stream": true' in request:
             self._write_event(0)
-        elif b'"logprobs"' in request:
+        elif b'"return_tokens_as_token_ids":true' in request:  # only Branchline's proof asks for that
             self._transport.write(proof(request[head:]))
         else:
             self._transport.write(WHOLE)
@@ -98,6 +101,8 @@ class Upstream(asyncio.Protocol):
 
     def _fact(self, target: str) -> bytes:
         path, _, query = target.partition("?")
+        if path == "/count":
+            return response(str(self._behaviour.asked))
         if path == "/behave":
             asked = dict(parse_qsl(query))
             self._behaviour.first, self._behaviour.event = (float(asked[k]) / 1000 for k in ("first_ms", "event_ms"))
