@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import sqlite3
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -37,14 +38,34 @@ def connect(url: str, *, create: bool = True, busy_timeout_ms: int | None = None
     writers; on PostgreSQL also a whole statement and, in whole seconds, the connection. Without it SQLite waits ten
     seconds, PostgreSQL as long as its administrator says. Where the URL says how long to wait, that holds.
     """
-    try:
-        parsed = make_url(url)
-        if parsed.get_backend_name() == "sqlite":
-            timeout_ms = BUSY_TIMEOUT_MS if busy_timeout_ms is None else busy_timeout_ms
-            engine = _sqlite(url, parsed.database, create=create, busy_timeout_ms=timeout_ms)
-        else:
-            engine = _server(parsed, busy_timeout_ms)
+    with _openable():
+        engine = _make_engine(url, create=create, busy_timeout_ms=busy_timeout_ms)
         _prepare(engine, create=create)
+    return engine
+
+
+def find_revision(url: str) -> str | None:
+    """The revision of the registry at `url` (`None` where its tables are older than all), left as it is.
+
+    Raises `RegistryUnavailable` where there is none, or none that this code can use.
+    """
+    with _openable():
+        engine = _make_engine(url, create=False, busy_timeout_ms=None)
+        try:
+            with engine.connect() as connection:
+                found = found_revision(connection)
+        finally:
+            engine.dispose()
+    if found is None:
+        raise _no_registry()
+    return found or None
+
+
+@contextlib.contextmanager
+def _openable() -> Iterator[None]:
+    """Turn whatever keeps a database from being opened into `RegistryUnavailable` with its reason."""
+    try:
+        yield
     except (SQLAlchemyError, ImportError, OSError) as error:
         reason = error.orig if isinstance(error, DBAPIError) else error
         raise RegistryUnavailable(
@@ -54,7 +75,18 @@ def connect(url: str, *, create: bool = True, busy_timeout_ms: int | None = None
         raise RegistryUnavailable(
             "cannot open the registry: its URL or its file is malformed", hint="check --registry"
         ) from error
-    return engine
+
+
+def _no_registry() -> RegistryUnavailable:
+    return RegistryUnavailable("there is no registry in this database", hint="check --registry")
+
+
+def _make_engine(url: str, *, create: bool, busy_timeout_ms: int | None) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        timeout_ms = BUSY_TIMEOUT_MS if busy_timeout_ms is None else busy_timeout_ms
+        return _sqlite(url, parsed.database, create=create, busy_timeout_ms=timeout_ms)
+    return _server(parsed, busy_timeout_ms)
 
 
 def _server(url: URL, busy_timeout_ms: int | None) -> Engine:
@@ -133,7 +165,7 @@ def _prepare(engine: Engine, *, create: bool) -> None:
         with engine.connect() as connection:
             found = found_revision(connection)
         if found is None and not create:
-            raise RegistryUnavailable("there is no registry in this database", hint="check --registry")
+            raise _no_registry()
         if found != REVISION:
             _upgrade(engine)
     except BaseException:

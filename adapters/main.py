@@ -50,6 +50,7 @@ SUMMARIES = {
     "key": "Create, list, change and revoke API keys.",
     "merge": "Merge adapters, or scale one until its guardrails hold.",
     "monitor": "Watch a live version through its gateway; alert, or roll back.",
+    "registry": "Look at the registry's database, copy it to another, upgrade it by hand.",
     "route": "Create routes; promote, roll back, disable and enable them.",
     "sequence": "Train a sequence of tasks and say what was forgotten.",
     "serve": "Start a gateway.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,9 +23,9 @@ from adapters.feedback import waiting_feedback
 from adapters.fold import fold_classifier, fold_routes
 from adapters.migrations import FOLDER, render_sql, upgrade
 from adapters.registry import Registry
+from tests.first_registry import write_first_registry
 from tests.postgres_server import PostgresServer
 
-TESTS = Path(__file__).parent
 OPEN = "import sys; from adapters.registry import Registry; print(Registry.open(sys.argv[1], actor='x').serial())"
 
 
@@ -42,17 +41,7 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def first(empty: str) -> str:
     """As `empty`, with a registry as the code before the first revision wrote it."""
-    kind = empty.partition("+")[0].partition(":")[0]
-    script = (TESTS / f"registry_schema_1.{kind}.sql").read_text(encoding="utf-8")
-    if kind == "sqlite":
-        raw = sqlite3.connect(empty.removeprefix("sqlite:///"))
-        raw.executescript(script)
-        raw.close()
-    else:
-        engine = create_engine(empty)
-        with engine.begin() as connection:
-            connection.exec_driver_sql(script)
-        engine.dispose()
+    write_first_registry(empty)
     return empty
 
 
