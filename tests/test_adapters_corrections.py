@@ -293,6 +293,21 @@ def test_a_queue_of_others_fills_while_two_write_at_once_without_going_over(
     assert (len(waiting_feedback(anywhere)), len(refused)) == (6, 4)
 
 
+def test_a_key_may_have_so_many_waiting_whatever_users_it_names(
+    anywhere: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "MAX_WAITING_OF_ONE_SOURCE", 3)
+    for user in ("", "/ann", "/bob"):
+        queue_feedback(anywhere, "regex", f"of {user}", source=f"key:app{user}")
+    with pytest.raises(QueueFull, match="3 corrections of this source") as refused:
+        queue_feedback(anywhere, "regex", "one more", source="key:app/cyn")
+    assert refused.value.hint.endswith("--source key:app`")
+    queue_feedback(anywhere, "regex", "another's", source="key:apple/ann")
+    assert len(waiting_feedback(anywhere, Choice(source="key:app"))) == 3
+    assert len(waiting_feedback(anywhere, Choice(source="key:app/ann"))) == 1
+    assert reject_feedback(anywhere, Choice(source="key:app")) == 3
+
+
 def test_all_of_a_source_are_accepted_or_rejected_together(anywhere: Registry) -> None:
     for source, text in (("feedback:ann", "one"), ("feedback:bob", "two"), ("feedback:ann", "three")):
         queue_feedback(anywhere, "regex", text, source=source)

@@ -124,6 +124,30 @@ def test_a_version_never_live_needs_permission() -> None:
     assert choose("sql@3", sql(), unreleased=True).version == 3
 
 
+@pytest.mark.parametrize("changes", [{}, {"in_force": None}, {"wanted": None, "in_force": None}, DISABLED])
+def test_the_base_answers_auto_where_the_route_is_not_permitted_whatever_is_in_force(
+    changes: dict[str, object],
+) -> None:
+    found = decide("auto", SURE, snapshot(sql(**changes)), permitted=frozenset({"regex"}))
+    assert (found.engine_name, found.stage, found.reason, found.route) == (BASE, "base", "not_permitted", "sql")
+    assert found.confidence == SURE.scores.confidence
+
+
+def test_a_key_without_any_route_still_has_the_base() -> None:
+    for model in (BASE, "auto"):
+        assert decide(model, UNSURE, snapshot(sql()), permitted=frozenset()).engine_name == BASE
+
+
+@pytest.mark.parametrize("model", ["sql", "sql@1", "sql@3", "sql@9", version(2).engine_name, "gone", "gone@1"])
+@pytest.mark.parametrize("changes", [{}, DISABLED])
+def test_a_route_that_is_not_permitted_is_refused_as_one_that_is_not_there(
+    model: str, changes: dict[str, object]
+) -> None:
+    with pytest.raises(Forbidden) as refused:
+        decide(model, UNREAD, snapshot(sql(**changes)), allow_unreleased=True, permitted=frozenset({"regex"}))
+    assert (refused.value.code, refused.value.param) == ("not_permitted", "model")
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_a_retired_version_is_no_model(allowed: bool) -> None:
     with pytest.raises(ModelNotFound):
@@ -268,6 +292,32 @@ def test_the_same_question_has_the_same_answer(
             return type(refused), refused.message
 
     assert outcome() == outcome()
+
+
+@given(SNAPSHOTS, MODELS | st.sampled_from(["auto", BASE]), JUDGED | UNSCORED, st.booleans(), st.sets(NAMES))
+def test_what_is_permitted_decides_as_ever_and_nothing_else_is_reached(
+    view: Snapshot, model: str, scores: Judged | NotScored, allowed: bool, permitted: set[str]
+) -> None:
+    def outcome(routes: set[str] | None) -> Decision | tuple[type[Exception], str | None]:
+        only = None if routes is None else frozenset(routes)
+        try:
+            return decide(model, scores, view, allow_unreleased=allowed, permitted=only)
+        except REFUSALS as refused:
+            return type(refused), refused.code
+
+    found, free = outcome(permitted), outcome(None)
+    assert outcome({"sql", "regex", "gone"}) == free
+    if found != free:
+        named = model.partition("@")[0] if model != "auto" else None
+        if named is None:
+            assert isinstance(found, Decision)
+            assert (found.engine_name, found.reason) == (BASE, "not_permitted")
+            assert found.route not in permitted
+        else:
+            assert named not in permitted
+            assert found == (Forbidden, "not_permitted")
+    if isinstance(found, Decision) and found.version is not None:
+        assert found.route in permitted
 
 
 def _is_gone(route: RouteInForce, number: str) -> bool:
