@@ -51,9 +51,9 @@ from .results import Row, write_results
 GATEWAY_CORE, LOAD_CORE = 0, 1
 ARMS = ("pinned", "auto", "litellm", "vllm_router", "fastapi_httpx")
 PEERS = {"litellm": litellm, "vllm_router": vllm_router, "fastapi_httpx": plain_proxy}
-WHOLE_RUN = Effort(seconds=4, rounds=3, latency_seconds=6, requests=300_000)
+WHOLE_RUN = Effort(seconds=3, rounds=3, latency_seconds=6, requests=200_000)
 GIVEN = ("seconds", "rounds", "requests")
-QUICK = Effort(seconds=1, rounds=1, latency_seconds=2, requests=2_000)
+QUICK = Effort(seconds=1, rounds=1, latency_seconds=2, requests=2_000, answers=("",))
 
 
 def main() -> None:

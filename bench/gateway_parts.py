@@ -22,12 +22,15 @@ FEWEST_CLIENTS, MOST_CLIENTS = 8, 512
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """Seconds of one cell in one round; rounds; seconds of each arm at a constant rate; requests of the memory part."""
+    """Seconds of one cell in one round; rounds; seconds of each arm at a constant rate; requests of the memory part;
+    ways of answering (names of `_cells`) whose latency is wanted.
+    """
 
     seconds: float
     rounds: int
     latency_seconds: float
     requests: int
+    answers: Sequence[str] = ("", "streamed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,10 @@ async def measure(bench: Bench, arms: Sequence[Arm], parts: Sequence[str], effor
                 load = await bench.load(arm, effort.seconds, size=size, stream=stream)
                 found.loads[cell, arm.name].append(load)
     if "latency" in parts:
-        for cell, stream in (("", False), ("streamed", True)):
+        for cell in effort.answers:
             for arm in arms:
                 _say(f"latency {cell}: {arm.name}")
-                found.latencies[cell, arm.name] = await _latency(bench, straight, arm, effort, stream=stream)
+                found.latencies[cell, arm.name] = await _latency(bench, straight, arm, effort, stream=bool(cell))
     own = next((arm for arm in reversed(arms) if arm.server.name == "branchline"), None)
     if "memory" in parts and own is not None:
         found.memory = await _memory(bench, own, effort.requests)
@@ -117,7 +120,7 @@ async def _latency(bench: Bench, straight: Arm, arm: Arm, effort: Effort, *, str
     cpu_us = (await bench.load(arm, 1, stream=stream)).cpu_us
     bench.behave(first_ms=FIRST_MS, event_ms=EVENT_MS if stream else 0)
     try:
-        full = await bench.load(arm, max(3, effort.seconds), stream=stream, clients=_enough_clients(cpu_us))
+        full = await bench.load(arm, effort.seconds, stream=stream, clients=_enough_clients(cpu_us))
         rate = max(2.0, full.rate / 2)
         seconds = effort.latency_seconds / 2
         ran: list[tuple[Came, float]] = []

@@ -41,10 +41,10 @@ def _named(what: str, arm: str, cell: str) -> str:
 
 
 def _cpu_rows(found: Found, cores: int) -> Iterator[Row]:
-    where = "a core of its own" if cores > 1 else "all processes on one core"
     for (cell, arm), loads in found.loads.items():
         name = _named("cpu_us", arm, cell)
-        counted = f"{sum(load.reached for load in loads):,} requests, {where}"
+        where = "the load's core" if arm == "straight" else "a core of its own"
+        counted = f"{sum(load.reached for load in loads):,} requests, {where if cores > 1 else 'one core for all'}"
         times = [load.cpu_us for load in loads if load.cpu_us is not None]
         failed = sum(load.failed for load in loads)
         notes = [TARGETS.get(name, ""), counted, f"{failed} failed: those rounds are left out" if failed else ""]
