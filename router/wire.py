@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import orjson
 
 from .errors import InvalidRequest
 from .turns import user_texts
 from .types import Endpoint
 
 MAX_DEPTH = 64
+_ESCAPED_COLON = b"\\u003"  # or another of sixteen characters
+_ROUNDED = 2.0**63  # orjson reads a longer integer as a float
 # Fields that can hurt other users' requests in an engine (DESIGN: the life of a request).
 REFUSED_FIELDS = (
     "prompt_logprobs",
@@ -66,6 +71,49 @@ def parse_request(raw: bytes, endpoint: Endpoint) -> ClientRequest:
 
 def parse_object(raw: bytes) -> dict[str, object]:
     """A JSON object from bytes, or `InvalidRequest`."""
+    value = _read_plainly(raw)
+    return _read_strictly(raw) if value is None else value
+
+
+def _read_plainly(raw: bytes) -> dict[str, object] | None:
+    """An object whose members are all distinct and whose numbers are exact; `None` where a closer look is needed.
+
+    orjson keeps the last of two members of one name. Every member takes a colon, and of a text's colons each is a
+    byte of `raw` unless it was escaped: so all members are there if the colons of what was read are those of `raw`.
+    """
+    if _ESCAPED_COLON in raw:
+        return None
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) and _colons(value) == raw.count(b":") else None
+
+
+def _colons(document: dict[str, object]) -> int | None:
+    """How many colons `document` takes; `None` for one nested over `MAX_DEPTH`, or with numbers that may be rounded."""
+    colons, level = 0, [document]
+    for _ in range(MAX_DEPTH):
+        deeper: list[Any] = []
+        for one in level:
+            members: Iterable[object] = one
+            if isinstance(one, dict):
+                colons += len(one) + sum([name.count(":") for name in one])
+                members = one.values()
+            for member in members:
+                if isinstance(member, str):
+                    colons += member.count(":") if ":" in member else 0  # to look is faster than to count
+                elif isinstance(member, (dict, list)):
+                    deeper.append(member)
+                elif isinstance(member, float) and not -_ROUNDED < member < _ROUNDED:
+                    return None
+        if not deeper:
+            return colons
+        level = deeper
+    return None
+
+
+def _read_strictly(raw: bytes) -> dict[str, object]:
     try:
         value = json.loads(
             raw.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite

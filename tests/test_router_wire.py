@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.errors import InvalidRequest
@@ -301,6 +301,50 @@ def test_a_parsed_body_sent_on_and_parsed_again_is_the_same(body: dict[str, obje
     once = parse_object(json.dumps(body).encode())
     sent_on = json.dumps(once, ensure_ascii=False, allow_nan=False).encode()
     assert parse_object(sent_on) == once == body
+
+
+MEMBERS = st.sampled_from(["a", "b", ":", "a:b", "\\u003a", "\\u0061", "\\n", "é"]).map(lambda name: f'"{name}"')
+NUMERALS = st.sampled_from(["0", "-0", "1.5", "1e3", "1E400", "-1e-400", "9" * 19, "9" * 30, "1e30", "0.1", "1.0"])
+WORDS = st.sampled_from(["null", "true", "NaN", "-Infinity", '"::"', '"\\ud800"', '"\\u003a"', '"http://x:1"', '""'])
+WRITTEN = st.recursive(
+    NUMERALS | WORDS,
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda values: f"[{', '.join(values)}]")
+        | st.lists(st.tuples(MEMBERS, inner), max_size=3).map(
+            lambda pairs: "{" + ",".join(f"{name}: {value}" for name, value in pairs) + "}"
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=1000)
+@given(st.lists(st.tuples(MEMBERS, WRITTEN), max_size=3))
+def test_what_is_read_fast_is_what_a_strict_parser_reads_and_what_that_refuses_is_refused(
+    members: list[tuple[str, str]],
+) -> None:
+    raw = "{" + ",".join(f"{name} :{value}" for name, value in members) + "}"
+    try:
+        expected = read_strictly(raw)
+    except ValueError:
+        with pytest.raises(InvalidRequest):
+            parse_object(raw.encode())
+        return
+    found = parse_object(raw.encode())
+    assert json.dumps(found) == json.dumps(expected)  # tells 1 from 1.0 and True, and -0 from 0
+
+
+def read_strictly(raw: str) -> object:
+    """The standard library's parser with every refusal, each by itself."""
+
+    def distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise ValueError("twice")
+        return dict(pairs)
+
+    value = json.loads(raw, object_pairs_hook=distinct)
+    json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    return value
 
 
 def assistant(text: str) -> dict[str, str]:

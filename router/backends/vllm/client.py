@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import orjson
+
 from ...errors import EngineFailed, EngineUnavailable, InvalidRequest
 from ...types import Call, Endpoint
 from .answers import error_from, first_event_error
@@ -205,9 +207,17 @@ async def _within(seconds: float) -> AsyncIterator[None]:
 
 def _serialise(body: Mapping[str, object], engine_name: str) -> bytes:
     """The body as the engine reads it, with `engine_name` as its model. Raises `InvalidRequest`."""
+    named = {**body, "model": engine_name}
     try:
-        text = json.dumps({**body, "model": engine_name}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        return text.encode()
+        plain = orjson.dumps(named)
+    except TypeError:  # a longer integer than it takes, or what `_serialise_strictly` refuses
+        return _serialise_strictly(named)
+    return _serialise_strictly(named) if b"null" in plain else plain  # orjson's word for what is not finite, too
+
+
+def _serialise_strictly(body: Mapping[str, object]) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
         param = _lone_surrogate(body)
         raise InvalidRequest(f"{param} holds half a surrogate pair, which is no text", param=param) from None
@@ -229,9 +239,17 @@ def _lone_surrogate(value: object, path: str = "") -> str | None:
 
 def _document(body: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        document = None
+        document = orjson.loads(body)
+    except ValueError:
+        document = _lenient(body)
     if not isinstance(document, dict):
         raise EngineFailed("the engine answered garbage instead of a JSON object")
     return document
+
+
+def _lenient(body: bytes) -> object:
+    """With NaN and Infinity, which an engine may answer with."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None

@@ -132,6 +132,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._done = False
         self._until_closed = False
+        self._stays = False
         self._head_bytes = 0
         self._head: dict[bytes, bytes] = {}
 
@@ -217,16 +218,16 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._done = self._incoming is not None and self._incoming.status != 0  # 0: "continue", or a hint
+        self._stays = self._parser.should_keep_alive() and not self._until_closed  # llhttp knows it no longer later
 
     def _become_idle(self, incoming: Incoming) -> None:
         self._incoming = None
         self._head_bytes = 0
         transport = self._transport
-        stays = self._parser.should_keep_alive() and not self._until_closed
         incoming.finish()
         if transport is None:
             return
-        if not stays or transport.is_closing() or transport.get_write_buffer_size():
+        if not self._stays or transport.is_closing() or transport.get_write_buffer_size():
             transport.abort()
             return
         self.resume_reading()
