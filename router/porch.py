@@ -45,11 +45,11 @@ class Porch:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                said = MutableHeaders(scope=message)
-                said["x-request-id"] = request_id
+                MutableHeaders(scope=message)["x-request-id"] = request_id
                 admission: Admission | None = scope["state"].get("admission")
                 if admission is not None:
-                    said.update(admission.headers())
+                    told = ((name.encode(), value.encode()) for name, value in admission.headers().items())
+                    message["headers"] = [*message["headers"], *told]
             await send(message)
 
         try:

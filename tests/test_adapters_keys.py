@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -347,6 +348,17 @@ def test_revoke_says_where_it_is_in_force(run: Run) -> None:
         "key app revoked (serial 2): no gateway is running; it takes effect when one starts\n"
     )
     assert isinstance(run("revoke", "app").exception, NotFound)
+
+
+def test_the_commands_of_the_page_on_keys_run_one_after_another_as_they_stand(run: Run, registry: Registry) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "keys.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\$ branchline key (.*)$", page, re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        assert run(*shlex.split(command)).exit_code == 0, command
+    shop, ops = keys_of(registry)
+    assert (shop.routes, shop.limits, bool(shop.revoked_at)) == ({"sql", "regex"}, limited(600, None, 16), True)
+    assert (ops.role, ops.routes, ops.revoked_at) == ("operator", None, None)
 
 
 @pytest.mark.parametrize(

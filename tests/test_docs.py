@@ -20,6 +20,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "docs" / "vllm.md",
     ROOT / "docs" / "classifier.md",
+    ROOT / "docs" / "keys.md",
     ROOT / "docs" / "methods.md",
     ROOT / "examples" / "quickstart" / "demo.py",
 ]
