@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from .client_connection import ClientConnection, Patience
 
 GRACE_SECONDS = 15
+TICKS = 5  # of uvicorn's, which are a tenth of a second
 
 
 class GatewayServer(uvicorn.Server):
     """Signals are ours, so that Ctrl-C ends in one line and the heartbeat row goes away.
 
-    With `should_exit` set it takes nobody new, and running answers get `GRACE_SECONDS`.
+    With `should_exit` set it takes nobody new, and running answers get `GRACE_SECONDS`. Connections get `patience`.
     """
 
-    def __init__(self, app: FastAPI, *, accepted_at_once: int = 2048) -> None:
+    def __init__(self, app: ASGIApp, *, accepted_at_once: int = 2048, patience: Patience | None = None) -> None:
+        self._patience = patience or Patience()
         super().__init__(
             uvicorn.Config(
                 app,
@@ -28,6 +33,10 @@ class GatewayServer(uvicorn.Server):
                 lifespan="off",
                 timeout_graceful_shutdown=GRACE_SECONDS,
                 backlog=accepted_at_once,
+                http=ClientConnection,
+                ws="none",
+                interface="asgi3",
+                proxy_headers=False,  # nothing here asks who a proxy says it speaks for
             )
         )
 
@@ -37,6 +46,14 @@ class GatewayServer(uvicorn.Server):
             return False
         self.should_exit = True
         return True
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % TICKS == 0:
+            now = time.monotonic()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, ClientConnection):
+                    connection.close_if_late(now, self._patience)
+        return await super().on_tick(counter)
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
 from adapters.base import Base, find_base
 from adapters.classifiers import publish_classifier
 from adapters.home import Home
@@ -36,6 +34,7 @@ from router.feedback import Feedback
 from router.judge_building import FindEncoder, LoadClassifier, no_encoder
 from router.limits import Limits
 from router.policy import NotScored, decide
+from router.server import GatewayServer
 from router.telemetry import Telemetry
 from router.types import Call, Decision, Endpoint, Reply
 from router.wire import ClientRequest
@@ -297,7 +296,7 @@ class Served:
         self._max_body_bytes: int = options.pop("max_body_bytes", 8 * 1024 * 1024)
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
-        self._server: uvicorn.Server | None = None
+        self._server: GatewayServer | None = None
         self.limits = Limits()
         self.gateway: Gateway
         self.port = 0
@@ -351,7 +350,7 @@ class Served:
             )
             with listen("127.0.0.1", 0) as bound:
                 self.port = bound.getsockname()[1]
-                self._server = uvicorn.Server(uvicorn.Config(create_app(parts), log_config=None, access_log=False))
+                self._server = GatewayServer(create_app(parts))
                 self._started.set()
                 await self._server.serve([bound])
 

@@ -1,0 +1,173 @@
+"""One client's connection: which HTTP is taken on it, how much of it, and how long each part may take.
+
+uvicorn's own protocol bounds neither a request's head nor its time. A refusal here is an OpenAI error with a request
+id, like any other, and the end of the connection: what follows on it cannot be told apart from what was refused.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_CONNECTIONS = 16_384  # of a process
+MAX_HEAD_BYTES = 64 * 1024  # request line and headers
+MAX_HEADERS = 128
+_ONCE = (b"host", b"authorization", b"content-type", b"x-request-id")  # another parser could take the other one
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a connection may take, in seconds: for a request's head, for its body, and to take what was sent to it.
+
+    The head's time is also what a new connection has to say anything at all. uvicorn itself closes a connection
+    that was silent for five seconds after an answer.
+    """
+
+    head: float = 20.0
+    body: float = 120.0
+    unread: float = 60.0
+
+
+class _Refused(Exception):
+    """What the client sent is not taken; httptools carries it out of its callbacks."""
+
+    def __init__(self, status: HTTPStatus, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class ClientConnection(HttpToolsProtocol):
+    """Refuses what two parsers could read in two ways, on top of what llhttp refuses: a second Host or key, another
+    transfer coding than `chunked`, upgrades. `close_if_late` is called for every connection now and then.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._awaited: str | None = "head"  # the part of a request that is being read
+        self._since = time.monotonic()
+        self._unread_since: float | None = None
+        self._head_bytes = 0
+        self._begun = False
+        self._deaf = False
+
+    def close_if_late(self, now: float, patience: Patience) -> None:
+        """`now` is `time.monotonic()`. Refuses a request that takes too long to come, ends one nobody takes up."""
+        if self._unread_since is not None and now - self._unread_since > patience.unread:
+            self.transport.abort()
+        elif self._awaited is not None and now - self._since > getattr(patience, self._awaited):
+            if self._awaited == "head" and not self._begun:
+                self.transport.close()  # it never said anything
+            else:
+                self._refuse(
+                    _Refused(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", f"the {self._awaited} took too long")
+                )
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._refuse(_Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too_many_connections", "too many connections"))
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        self._unset_keepalive_if_required()
+        if self._awaited is None:
+            self._await("head")
+        in_head = self._awaited == "head" and self._begun
+        try:
+            self.parser.feed_data(data)
+            if in_head and self._awaited == "head":  # all of it: httptools holds back a header that has no end yet
+                self._head_bytes += len(data)
+                if self._head_bytes > MAX_HEAD_BYTES:
+                    raise _too_large()
+        except httptools.HttpParserCallbackError as error:
+            self._refuse(error.__context__ if isinstance(error.__context__, _Refused) else _malformed())
+        except _Refused as refused:
+            self._refuse(refused)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._refuse(_malformed())
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._await("head")
+        self._begun = True
+        self._head_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        names = [name for name, _ in self.headers]
+        if len(names) > MAX_HEADERS or len(self.url) + sum(map(_size, self.headers)) > MAX_HEAD_BYTES:
+            raise _too_large()
+        if any(names.count(name) > 1 for name in _ONCE):
+            raise _Refused(HTTPStatus.BAD_REQUEST, "invalid_http", "a header stands there twice that may not")
+        if b"transfer-encoding" in names and (b"transfer-encoding", b"chunked") not in self.headers:
+            raise _Refused(HTTPStatus.NOT_IMPLEMENTED, "invalid_http", "no transfer coding but chunked is taken")
+        if self.parser.should_upgrade():
+            raise _Refused(HTTPStatus.BAD_REQUEST, "upgrade_refused", "no other protocol is spoken here")
+        self._await("body")
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._awaited, self._begun = None, False
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread_since = time.monotonic()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unread_since = None
+
+    def _await(self, part: str) -> None:
+        self._awaited, self._since = part, time.monotonic()
+
+    def _refuse(self, refused: _Refused) -> None:
+        """Answer and close; where an earlier request of this connection is being answered, close after that."""
+        self._deaf, self._awaited = True, None
+        running = self.cycle is not None and not self.cycle.response_complete
+        if running and not self.cycle.more_body:
+            self.cycle.keep_alive = False
+            self.pipeline.clear()
+            return
+        if not (running and self.cycle.response_started):
+            self.transport.write(_answer(refused))
+        self.transport.close()
+
+
+def _size(header: tuple[bytes, bytes]) -> int:
+    return len(header[0]) + len(header[1]) + 4
+
+
+def _malformed() -> _Refused:
+    return _Refused(HTTPStatus.BAD_REQUEST, "invalid_http", "this is not HTTP/1.1 as its standard asks for")
+
+
+def _too_large() -> _Refused:
+    return _Refused(
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "headers_too_large",
+        f"the request's head is over {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers",
+    )
+
+
+def _answer(refused: _Refused) -> bytes:
+    kind = "server_error" if refused.status >= 500 else "invalid_request_error"
+    error = {"message": str(refused), "type": kind, "param": None, "code": refused.code}
+    body = json.dumps({"error": error}).encode()
+    lines = (
+        f"HTTP/1.1 {refused.status.value} {refused.status.phrase}",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+        f"x-request-id: req-{uuid.uuid4().hex}",
+        *(["retry-after: 1"] if refused.status == HTTPStatus.SERVICE_UNAVAILABLE else []),
+        "connection: close",
+    )
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

@@ -1,0 +1,253 @@
+"""HTTP as attackers speak it, on a raw socket: what two parsers could read in two ways, too large, or without end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
+
+from router import client_connection
+from router.cli import listen
+from router.client_connection import MAX_HEAD_BYTES, MAX_HEADERS, Patience
+from router.server import GatewayServer
+from tests.gateway_parts import DEADLINE
+
+POST = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\n"
+GET = b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n"
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+AMBIGUOUS = {
+    "a length and chunks": POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "chunks and a length": POST + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n" + SMUGGLED,
+    "two lengths": POST + b"Content-Length: 0\r\nContent-Length: 46\r\n\r\n" + SMUGGLED,
+    "the same length twice": POST + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\na",
+    "a list of lengths": POST + b"Content-Length: 0, 46\r\n\r\n" + SMUGGLED,
+    "a length below zero": POST + b"Content-Length: -1\r\n\r\n",
+    "a length with a sign": POST + b"Content-Length: +1\r\n\r\na",
+    "a length beyond counting": POST + b"Content-Length: 99999999999999999999999\r\n\r\na",
+    "a space before the colon": POST + b"Content-Length : 46\r\n\r\n" + SMUGGLED,
+    "an unknown coding": POST + b"Transfer-Encoding: xchunked\r\n\r\n" + SMUGGLED,
+    "a coding around chunks": POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "a coding after chunks": POST + b"Transfer-Encoding: chunked, identity\r\n\r\n" + SMUGGLED,
+    "codings in two headers": POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n" + SMUGGLED,
+    "a coding behind a control character": POST + b"Transfer-Encoding: \x0bchunked\r\n\r\n" + SMUGGLED,
+    "lines that end in LF": b"GET /v1/x HTTP/1.1\nHost: localhost\n\n",
+    "chunks that end in LF": CHUNKED.removesuffix(b"\r\n") + b"\n1\nx\n0\n\n",
+    "a chunk below zero": CHUNKED.removesuffix(b"\r\n") + b"-1\r\nx\r\n0\r\n\r\n",
+    "a folded header": GET + b"X-A: b\r\n c\r\n\r\n",
+    "a header with CR": GET + b"X-A: b\rX-B: c\r\n\r\n",
+    "a header with NUL": GET + b"X-A: b\0c\r\n\r\n",
+    "a header without a colon": GET + b"X-A\r\n\r\n",
+    "a header's name with a space": GET + b"X A: b\r\n\r\n",
+    "two hosts": GET + b"Host: elsewhere\r\n\r\n",
+    "two keys": GET + b"Authorization: Bearer one\r\nAuthorization: Bearer two\r\n\r\n",
+    "two content types": GET + b"Content-Type: text/plain\r\nContent-Type: application/json\r\n\r\n",
+    "an upgrade to HTTP/2": POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 46\r\n\r\n" + SMUGGLED,
+    "an upgrade to a websocket": GET + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    "a tunnel": b"CONNECT elsewhere:80 HTTP/1.1\r\nHost: localhost\r\n\r\n" + SMUGGLED,
+    "another protocol": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50),
+    "a URL with a high byte": b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a port beyond ports": b"GET http://a:99999999/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
+TOO_LARGE = {
+    "one header": GET + b"A: " + b"a" * MAX_HEAD_BYTES + b"\r\n\r\n",
+    "one header without an end": GET + b"A: " + b"a" * 1_000_000,
+    "a name without an end": GET + b"a" * 1_000_000,
+    "a URL": b"GET /" + b"a" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a URL without an end": b"GET /" + b"a" * 1_000_000,
+    "many headers": GET + b"A: b\r\n" * MAX_HEADERS + b"\r\n",
+}
+
+
+@dataclass(slots=True)
+class Listening:
+    """The gateway's server around an app that reads the body and answers with it."""
+
+    patience: Patience = field(default_factory=Patience)
+    port: int = 0
+    seen: list[str] = field(default_factory=list)
+    _server: GatewayServer | None = None
+    _thread: threading.Thread | None = None
+
+    def __enter__(self) -> Listening:
+        bound = listen("127.0.0.1", 0)
+        self.port = bound.getsockname()[1]
+        self._server = GatewayServer(self._app, patience=self.patience)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(bound)))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._server is not None
+        assert self._thread is not None
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join(DEADLINE)
+
+    @property
+    def connections(self) -> int:
+        assert self._server is not None
+        return len(self._server.server_state.connections)
+
+    def talk(self, *pieces: bytes) -> bytes:
+        """All that comes back for `pieces` until the server closes the connection."""
+        with self.connect() as client:
+            with suppress(OSError):  # closed meanwhile: what it said before that is there
+                for piece in pieces:
+                    client.sendall(piece)
+            return read_all(client)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), DEADLINE)
+
+    async def _serve(self, bound: socket.socket) -> None:
+        assert self._server is not None
+        with bound:
+            await self._server.serve([bound])
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.seen.append(scope["path"])
+        body = b""
+        while (message := await receive())["type"] == "http.request":
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/endless":
+            for _ in range(1000):  # 64 MB: more than any kernel keeps for a client that does not read
+                await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
+        await send({"type": "http.response.body", "body": body})
+
+
+def read_all(client: socket.socket) -> bytes:
+    found = b""
+    with suppress(ConnectionError):
+        while piece := client.recv(65536):
+            found += piece
+    return found
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Listening]:
+    with Listening() as listening:
+        yield listening
+
+
+def refusal(answer: bytes) -> tuple[int, str]:
+    """Status and code of the one OpenAI error with a request id that `answer` must be."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert re.search(rb"\r\nx-request-id: req-[0-9a-f]{32}\r\n", head)
+    assert b"\r\nconnection: close" in head
+    error = json.loads(body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return int(head.split()[1]), error["code"]
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_what_two_parsers_could_read_in_two_ways_is_refused_and_the_connection_ends(
+    name: str, server: Listening
+) -> None:
+    before = server.seen.count("/smuggled")
+    status, code = refusal(server.talk(AMBIGUOUS[name]))
+    assert status in (400, 501)
+    assert code in ("invalid_http", "upgrade_refused")
+    assert server.seen.count("/smuggled") == before
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_a_head_over_its_limit_is_refused_before_it_is_all_there(name: str, server: Listening) -> None:
+    request = TOO_LARGE[name]
+    pieces = [request[start : start + 65536] for start in range(0, len(request), 65536)]
+    assert refusal(server.talk(*pieces)) == (431, "headers_too_large")
+
+
+def test_a_head_just_within_its_limits_is_taken(server: Listening) -> None:
+    headers = b"".join(b"a%d: %s\r\n" % (number, b"a" * 480) for number in range(MAX_HEADERS - 2))
+    assert server.talk(GET + headers + b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_a_body_in_chunks_is_taken_whole(server: Listening) -> None:
+    closing = POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert b"hello" in server.talk(closing, b"2;a=b\r\nhe\r\n", b"3\r\nllo\r\n0\r\n\r\n")
+
+
+def test_what_follows_a_request_for_the_end_of_the_connection_is_not_read(server: Listening) -> None:
+    before = server.seen.count("/smuggled")
+    assert server.talk(GET + b"Connection: close\r\n\r\n" + SMUGGLED).count(b"HTTP/1.1 200") == 1
+    assert server.seen.count("/smuggled") == before
+
+
+def test_a_request_is_answered_though_garbage_follows_it(server: Listening) -> None:
+    answer = server.talk(GET + b"\r\n" + b"\0garbage\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_garbage_writes_no_line_into_the_log(server: Listening, caplog: pytest.LogCaptureFixture) -> None:
+    for request in AMBIGUOUS.values():
+        server.talk(request)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_request_that_comes_too_slowly_is_ended(part: str) -> None:
+    begun = {"head": GET, "body": POST + b"Content-Length: 5\r\n\r\nhel"}[part]
+    with Listening(Patience(head=0.2, body=0.2)) as server:
+        assert refusal(server.talk(begun)) == (408, "request_timeout")
+
+
+@pytest.mark.parametrize("said", [b"", b"\r\n"])
+def test_a_connection_that_asks_for_nothing_is_closed(said: bytes) -> None:
+    with Listening(Patience(head=0.2)) as server:
+        assert server.talk(said) == b""
+
+
+def test_an_answer_that_nobody_reads_is_given_up() -> None:
+    with Listening(Patience(unread=0.2)) as server, server.connect() as client:
+        client.sendall(b"GET /endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert client.recv(1)
+        until = time.monotonic() + DEADLINE
+        while server.connections and time.monotonic() < until:  # this client reads nothing meanwhile
+            time.sleep(0.01)
+        assert server.connections == 0
+
+
+def test_one_connection_too_many_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_connection, "MAX_CONNECTIONS", 1)
+    with Listening() as server, server.connect() as first:
+        first.sendall(GET + b"\r\n")
+        assert first.recv(65536).startswith(b"HTTP/1.1 200")
+        assert refusal(server.talk()) == (503, "too_many_connections")
+
+
+HOSTILE = st.lists(
+    st.sampled_from(
+        [b"\r\n", b"\n", b" ", b":", b"GET ", b"POST ", b"/v1/x", b" HTTP/1.1", b"Host: a", b"\0", b"5", b"0"]
+    )
+    | st.sampled_from([b"Content-Length: ", b"Transfer-Encoding: ", b"chunked", b"Connection: ", b"Upgrade", b"close"])
+    | st.binary(max_size=8),
+    max_size=40,
+).map(b"".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(raw=HOSTILE, start=st.sampled_from([b"", GET, POST, CHUNKED, GET + b"\r\n"]))
+def test_whatever_comes_is_answered_in_http_or_the_connection_is_closed(
+    raw: bytes, start: bytes, server: Listening
+) -> None:
+    with server.connect() as client:
+        client.sendall(start + raw)
+        client.shutdown(socket.SHUT_WR)
+        answer = read_all(client)
+    assert re.fullmatch(rb"(HTTP/1\.1 (?:100|200|400|431|501) (?s:.*))?", answer)
