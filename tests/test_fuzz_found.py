@@ -28,6 +28,7 @@ ALIASES = b"a0: &a0 [x, x, x]\n" + b"".join(
 FOUND: tuple[tuple[str, str, bytes, bool], ...] = (  # target, file, content, whether it is taken
     ("engine error", INPUT, b'{"error": {"message": "m", "code": 1e999}}', True),
     ("engine error", INPUT, json.dumps({"error": {"type": "A" * 70_000, "message": "m"}}).encode(), True),
+    ("engine error", INPUT, b'{"error": {"message": "m", "code": ' + b"9" * 4200 + b"}}", True),
     ("engine stream", INPUT, b'data: {"usage": {"prompt_tokens": Infinity}}\n\ndata: [DONE]\n\n', True),
     ("engine stream", INPUT, b'data: {"usage": {"prompt_tokens": ' + b"9" * 3000 + b"}}\n\n", True),
     ("engine stream", INPUT, b'data: {"usage": {"prompt_tokens": ' + b"[" * 3000 + b"}}\n\n", True),

@@ -86,6 +86,7 @@ def first_event_error(event: bytes, *, engine_name: str, base_id: str) -> Router
         status = int(json.loads(data)["error"]["code"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         status = 500
+    status = status if 400 <= status < 600 else 500
     return error_from(status, data, engine_name=engine_name, base_id=base_id)
 
 
