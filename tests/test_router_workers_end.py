@@ -1,0 +1,109 @@
+"""How a gateway of several workers ends: in order, at once, without its parent, and where workers do not live."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.home import Home
+from router.backends.echo import EchoBackend
+from router.cli import listen
+from router.errors import WorkersFailed
+from router.settings import read_settings
+from router.workers.crew import MAX_STILLBORN, Crew
+from router.workers.messages import Hello
+from tests.gateway_process import GatewayProcess
+from tests.worker_processes import is_running, port_of, unread_stream, wait_until, workers_of
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[GatewayProcess]:
+    words = ("--backend", "echo", "--base", "tiny", "--workers", "2", "--port", "0")
+    started = GatewayProcess.start(tmp_path, *words)
+    try:
+        yield started.wait_until_serving()
+    finally:
+        started.stop()
+
+
+def test_a_signal_lets_the_running_answers_of_all_workers_finish(gateway: GatewayProcess) -> None:
+    workers = workers_of(gateway.process.pid)
+    with unread_stream(gateway) as one, unread_stream(gateway) as other:
+        gateway.signal(signal.SIGTERM)
+        gateway.wait_for("running answers may finish")
+        wait_until(lambda: not lets_in(gateway), "nobody new is let in")
+        for connection in (one, other):
+            assert read_to_the_end(connection).rstrip().endswith(b"data: [DONE]\n\n\r\n0")
+        assert gateway.wait() == 0
+    assert not any(map(is_running, workers))
+    assert "Traceback" not in gateway.output
+    assert "takes its place" not in gateway.output
+
+
+def test_a_second_signal_ends_it_at_once_with_all_its_workers(gateway: GatewayProcess) -> None:
+    workers = workers_of(gateway.process.pid)
+    with unread_stream(gateway) as connection:
+        gateway.signal(signal.SIGINT)
+        gateway.wait_for("running answers may finish")
+        gateway.signal(signal.SIGINT)
+        gateway.wait_for("stopping at once")
+        assert gateway.wait() == 0
+        assert b"[DONE]" not in read_to_the_end(connection)
+    assert not any(map(is_running, workers))
+    assert "Traceback" not in gateway.output
+
+
+def test_workers_whose_parent_was_killed_end_by_themselves(gateway: GatewayProcess) -> None:
+    workers = workers_of(gateway.process.pid)
+    gateway.signal(signal.SIGKILL)
+    gateway.process.wait()
+    wait_until(lambda: not any(map(is_running, workers)), "no worker")
+    assert not lets_in(gateway)
+
+
+def test_workers_that_end_as_soon_as_they_are_started_end_the_gateway(tmp_path: Path) -> None:
+    settings = read_settings(
+        Home.at(tmp_path), {}, host="127.0.0.1", port=0, workers=2, engine={"base": "tiny", "backend": "echo"}
+    )
+    words = [sys.executable, "-I", "-S", "-c", "raise SystemExit(3)"]
+
+    async def scenario() -> None:
+        with closing(listen("127.0.0.1", 0)) as bound:
+            crew = Crew(Hello(0, settings, "tiny", None, True), bound, EchoBackend("tiny"), nobody_asks, command=words)
+            try:
+                await crew.run()
+            finally:
+                await crew.stop()
+
+    with pytest.raises(WorkersFailed, match=f"{MAX_STILLBORN} workers in a row .* exit code 3"):
+        asyncio.run(scenario())
+
+
+async def nobody_asks(what: str, _body: dict[str, Any]) -> dict[str, Any]:
+    raise AssertionError(what)
+
+
+def lets_in(gateway: GatewayProcess) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port_of(gateway)), timeout=60).close()
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: it was in the queue of a socket that closed
+        return False
+    return True
+
+
+def read_to_the_end(connection: socket.socket) -> bytes:
+    pieces: list[bytes] = []
+    with suppress(ConnectionResetError):
+        while piece := connection.recv(1 << 16):
+            pieces.append(piece)
+    return b"".join(pieces)
