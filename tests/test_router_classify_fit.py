@@ -277,6 +277,7 @@ def test_awkward_rows_with_an_encoder_give_a_classifier_too(name: str) -> None:
 
 def test_a_classifier_knows_which_rows_it_was_fitted_on(with_base: Classifier) -> None:
     assert all(with_base.has_row(r.label, r.text) for r in ROWS + base_rows())
+    assert all(with_base.has_row(r.label, f"  {r.text.upper()}\n") for r in ROWS)  # read as the row itself
     assert not with_base.has_row("sql", "never seen")
     assert not with_base.has_row("booking", next(r.text for r in ROWS if r.label == "sql"))
 

@@ -210,7 +210,7 @@ def test_a_live_classifier_of_another_build_says_how_to_get_past_it(run: Run, tm
             run(*words)
         assert "fit again and promote with --force" in refused.value.hint
         if words[0] == "eval":
-            expected = "classifier 3 was fitted by another build: schema is 1, this version reads 2"
+            expected = "classifier 3 was fitted by another build: schema is 1, this version reads 3"
             assert refused.value.message == expected
     run("promote", 2, "--force", "the old one is of another build")
     assert live(run) == [2]

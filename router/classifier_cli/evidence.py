@@ -18,6 +18,7 @@ from adapters.rows import LabelledText, sha256_file, text_digest
 from adapters.store import Store
 
 from ..classify.classifier import BASE, Classifier
+from ..classify.features import reading
 from ..types import Scores
 from .choice import Chosen, choose_classifier
 
@@ -78,11 +79,11 @@ def file_evidence(
 def decided_items(
     classifier: Classifier, rows: Sequence[LabelledText], scores: Sequence[Scores]
 ) -> tuple[DecidedItem, ...]:
-    """Row by row what was decided; repeats are left out."""
+    """Row by row what was decided; of rows with one `reading` and one label the last stays."""
     return distinct_items(
         [
             DecidedItem(
-                text_digest(row.text),
+                text_digest(reading(row.text)),
                 row.label,
                 None if one.abstains else one.route,
                 one.score,

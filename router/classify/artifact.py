@@ -35,7 +35,7 @@ from .centroids import PrunedHead
 from .classifier import Classifier
 from .head import Head
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "classifier.json"
 FILES = ("weights.npy", "dense.npy", "idf.npy", "vocabulary.json", "rows.npy")
 PRUNED_FILES = (*FILES, "columns.npy", "starts.npy")

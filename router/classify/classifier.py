@@ -77,7 +77,7 @@ class Classifier:
         return tuple(label for label in self.head.labels if label != BASE)
 
     def has_row(self, label: str, text: str) -> bool:
-        """Whether the fit has seen `text` as an example of `label` (a route or `base`)."""
+        """Whether the fit has seen `text`, or one of the same `reading`, as an example of `label` (a route or `base`)."""
         key = np.uint64(row_key(label, text))
         at = int(np.searchsorted(self.rows, key))
         return at < len(self.rows) and bool(self.rows[at] == key)

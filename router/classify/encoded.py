@@ -12,7 +12,7 @@ import numpy.typing as npt
 from adapters.rows import LabelledText
 
 from .encoding import Encoder
-from .features import Floats
+from .features import Floats, reading
 
 Keys = npt.NDArray[np.uint64]
 
@@ -62,8 +62,8 @@ def joined(first: EncodedRows, second: EncodedRows) -> EncodedRows:
 
 
 def row_key(label: str, text: str) -> int:
-    """The first 64 bits of sha256(label, NUL, text): says whether a row is among others without keeping its text."""
-    digest = hashlib.sha256(f"{label}\0{text}".encode(errors="surrogatepass")).digest()
+    """The first 64 bits of sha256(label, NUL, the reading of text): tells a row again without keeping its text."""
+    digest = hashlib.sha256(f"{label}\0{reading(text)}".encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "little")
 
 
