@@ -298,7 +298,7 @@ TestKeysMachine = KeysMachine.TestCase
 def test_create_prints_the_secret_alone_and_says_the_rest_beside_it(run: Run, registry: Registry) -> None:
     done = run("create", "app", "--role", "inference", "--route", "sql", "--requests-per-minute", "60")
     (found,) = keys_of(registry)
-    assert (found.name, found.role, found.routes, found.limits) == ("app", "inference", {"sql"}, limited(60))
+    assert (found.name, found.role, found.routes, found.limits) == ("app", "inference", frozenset({"sql"}), limited(60))
     assert secret_digest(done.stdout.strip()) == found.digest
     assert "shown this once" in done.stderr
     assert "no gateway is running" in done.stderr
@@ -334,12 +334,12 @@ def test_set_changes_what_is_given_and_leaves_the_rest(run: Run, registry: Regis
     run("create", "app", "--role", "inference", "--route", "sql", "--tokens-per-minute", "100")
     assert "key app changed (serial 4)" in run("set", "app", "--max-concurrent", "4").stdout
     (found,) = keys_of(registry)
-    assert (found.routes, found.limits) == ({"sql"}, limited(None, 100, 4))
+    assert (found.routes, found.limits) == (frozenset({"sql"}), limited(None, 100, 4))
     run("set", "app", "--all-routes", "--tokens-per-minute", "none")
     (found,) = keys_of(registry)
     assert (found.routes, found.limits) == (None, limited(None, None, 4))
     run("set", found.id, "--route", "regex", "--route", "sql")
-    assert keys_of(registry)[0].routes == {"sql", "regex"}
+    assert keys_of(registry)[0].routes == frozenset({"sql", "regex"})
 
 
 def test_revoke_says_where_it_is_in_force(run: Run) -> None:
@@ -357,7 +357,11 @@ def test_the_commands_of_the_page_on_keys_run_one_after_another_as_they_stand(ru
     for command in commands:
         assert run(*shlex.split(command)).exit_code == 0, command
     shop, ops = keys_of(registry)
-    assert (shop.routes, shop.limits, bool(shop.revoked_at)) == ({"sql", "regex"}, limited(600, None, 16), True)
+    assert (shop.routes, shop.limits, bool(shop.revoked_at)) == (
+        frozenset({"sql", "regex"}),
+        limited(600, None, 16),
+        True,
+    )
     assert (ops.role, ops.routes, ops.revoked_at) == ("operator", None, None)
 
 
