@@ -16,6 +16,7 @@ MAX_BYTES = 1_000_000  # an input of the fuzzer; limits of the parsers have test
 _HOLE = "@@hostile@@"
 # JSON as text: most of it is what `json.dumps` would never write.
 _FRAGMENTS = (
+    *('"\\u003a"', '"\\u003A:"', '{"a:":":","a:":1}', '{"\\u0061":1,"a":2}', "18446744073709551616", "-0", "1.0"),
     *("null", "true", "false", "0", "-1", "1", "0.5", "-0.0", "1e308", "1e999", "-1e999", "NaN", "-Infinity"),
     *(str(2**31), str(2**53 + 1), str(2**63), str(-(2**64)), "9" * 310, "9" * 4200, "9" * 5000, "1e-400", "00", "0x10"),
     *('""', '" "', '"\\u0000"', '"\\ud800"', '"\\udc00\\ud800"', '"\\u202e"', '"é"', '"\u2028"', '"/etc/passwd"'),

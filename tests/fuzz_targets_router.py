@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from router.feedback import parse_proposal
 from router.sampling import Sampling
 from router.telemetry import Tail, Telemetry
 from router.types import Decision, Endpoint
-from router.wire import ClientRequest, parse_request
+from router.wire import MAX_DEPTH, ClientRequest, parse_object, parse_request
 from tests.classifier_rows import base_rows, routes_rows
 from tests.fuzz_mutations import Files
 from tests.fuzz_target import Target, of_bytes, written
@@ -62,7 +63,7 @@ _READERS: dict[Endpoint, Callable[[Mapping[str, object]], object]] = {
 def router_targets(root: Path) -> list[Target]:
     """`root` is a folder to make classifiers in."""
     requests = [*map(_request, BODIES), *map(_in_process, _READERS)]
-    return [*requests, _feedback(), _headers(), *_engine_words(), _classifier(root), _encoder()]
+    return [_two_readers(), *requests, _feedback(), _headers(), *_engine_words(), _classifier(root), _encoder()]
 
 
 def _request(endpoint: Endpoint) -> Target:
@@ -82,6 +83,59 @@ def _in_process(endpoint: Endpoint) -> Target:
 
     seeds = [json.dumps(body).encode() for body in BODIES[endpoint] if not {"tools", "n"} & set(body)]
     return of_bytes(f"{endpoint} in process", read, (InvalidRequest,), *seeds)
+
+
+def _two_readers() -> Target:
+    """A body is taken exactly where a strict parser would take it, and read as that reads it: never in another way."""
+
+    def read(raw: bytes) -> object:
+        try:
+            wanted, refused = _strict(raw), False
+        except (ValueError, RecursionError):
+            wanted, refused = None, True
+        try:
+            found = parse_object(raw)
+        except InvalidRequest:
+            assert refused
+            raise
+        assert not refused
+        assert repr(found) == repr(wanted)  # tells 1 from 1.0 and True
+        return found
+
+    tricky = (
+        b'{"a": ":", "b:": {"c": [":x:", {"d": 1.5e3, "\\u003a": -0.0}]}, "e": 18446744073709551615}',
+        b'{"model": "auto", "x": ["a:b", 9007199254740993, 1e22, "\\u00e9\\ud83d\\ude00"], "y": {}}',
+    )
+    seeds = [json.dumps(body).encode() for bodies in BODIES.values() for body in bodies]
+    return of_bytes("two readers", read, (InvalidRequest,), *tricky, *seeds)
+
+
+def _strict(raw: bytes) -> object:
+    """The standard library's reading; raises `ValueError` for what it alone would take."""
+
+    def distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("twice")
+        return dict(pairs)
+
+    def finite(text: str) -> float:
+        if math.isinf(float(text)):
+            raise ValueError("infinite")
+        return float(text)
+
+    def refuse(_name: str) -> object:
+        raise ValueError("no JSON")
+
+    value = json.loads(raw.decode(), object_pairs_hook=distinct, parse_float=finite, parse_constant=refuse)
+    json.dumps(value, ensure_ascii=False).encode()
+    if not isinstance(value, dict) or _depth(value) > MAX_DEPTH + 1:  # the body itself is not counted
+        raise ValueError("no object, or too deep")
+    return value
+
+
+def _depth(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
 
 
 def _sound(request: ClientRequest) -> None:

@@ -19,6 +19,7 @@ from tests.fuzz_targets import all_targets
 
 EXAMPLES = 100
 NAMES = (
+    "two readers",
     *("chat/completions body", "completions body", "responses body", "tokenize body"),
     *("chat/completions in process", "completions in process", "tokenize in process"),
     *("/v1/feedback body", "Host and Origin", "engine error", "engine stream", "classifier folder", "encoder folder"),
