@@ -29,7 +29,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -67,8 +67,7 @@ def main() -> None:
     for row in rows:
         value = "not measured" if row.value is None else f"{row.value:.4g}"
         print(f"{row.what}: {value} {row.unit}  ({row.note})")
-    whole = not (arguments.quick or arguments.arm or arguments.part or arguments.labels)
-    if whole:
+    if not (arguments.quick or arguments.arm or arguments.part or arguments.labels or arguments.workers > 1):
         write_results("gateway", "What gateways cost a request", rows, _command(arguments))
 
 
@@ -81,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, help=f"[default: {WHOLE_RUN.rounds}]")
     parser.add_argument("--requests", type=int, help=f"of the memory part [default: {WHOLE_RUN.requests:,}]")
     parser.add_argument("--home", type=Path, help="keep what is served here; it is made once")
+    parser.add_argument("--workers", type=int, default=1, help="processes of Branchline's that answer; prints only")
     parser.add_argument("--labels", type=int, help="so many routes instead of 150, for a trial")
     return parser
 
@@ -88,25 +88,23 @@ def _parser() -> argparse.ArgumentParser:
 async def _run(served: Served, folder: Path, arguments: argparse.Namespace) -> list[Row]:
     given = {name: getattr(arguments, name) for name in GIVEN if getattr(arguments, name) is not None}
     effort = replace(QUICK if arguments.quick else WHOLE_RUN, **given)
-    parts, wanted = arguments.part or list(PARTS), arguments.arm or list(ARMS)
     two = len(os.sched_getaffinity(0)) > 1
     os.sched_setaffinity(0, {LOAD_CORE} if two else os.sched_getaffinity(0))
     async with upstream(folder / "upstream.log") as straight, AsyncExitStack() as stack:
-        missed: list[Missed] = []
         with on_core(GATEWAY_CORE if two else None):
-            arms = [arm async for arm in _arms(stack, served, straight, folder, wanted, missed)]
+            arms, missed = await _arms(stack, served, straight, folder, arguments)
         bench = Bench(served, straight)
-        return rows_of(await measure(bench, arms, parts, effort), missed, cores=2 if two else 1)
+        return rows_of(await measure(bench, arms, arguments.part or PARTS, effort), missed, cores=2 if two else 1)
 
 
 async def _arms(
-    stack: AsyncExitStack, served: Served, straight: Server, folder: Path, wanted: Sequence[str], missed: list[Missed]
-) -> AsyncIterator[Arm]:
-    """Each wanted way, started; what could not be started goes to `missed`."""
+    stack: AsyncExitStack, served: Served, straight: Server, folder: Path, arguments: argparse.Namespace
+) -> tuple[list[Arm], list[Missed]]:
+    """Each wanted way, started, and what could not be started."""
+    wanted, arms, missed = arguments.arm or ARMS, [], []
     if {"pinned", "auto"} & set(wanted):
-        own = await stack.enter_async_context(_branchline(served, straight))
-        yield Arm("pinned", own, served.pinned)
-        yield Arm("auto", own, "auto")
+        own = await stack.enter_async_context(_branchline(served, straight, arguments.workers))
+        arms = [Arm("pinned", own, served.pinned), Arm("auto", own, "auto")]
     for name, start in PEERS.items():
         if name in wanted:
             try:
@@ -114,11 +112,12 @@ async def _arms(
             except Missing as problem:
                 missed.append(Missed(name, str(problem)))
             else:
-                yield Arm(name, server, server.model)
+                arms.append(Arm(name, server, server.model))
+    return [arm for arm in arms if arm.name in wanted], missed
 
 
 @asynccontextmanager
-async def _branchline(served: Served, straight: Server) -> AsyncIterator[Server]:
+async def _branchline(served: Served, straight: Server, workers: int) -> AsyncIterator[Server]:
     """Branchline's gateway with every version warm, and a key that has all limits, none of which is reached."""
     registry = Registry.open(served.home.registry_url)
     try:
@@ -126,7 +125,8 @@ async def _branchline(served: Served, straight: Server) -> AsyncIterator[Server]
         key = create_key(registry, f"bench-{secrets.token_hex(4)}", "inference", limits=limits)
     finally:
         registry.close()
-    async with gateway(served.home, "vllm", str(BASE), "--engine", straight.url) as running:
+    flags = ["--engine", straight.url, *(["--workers", str(workers)] if workers > 1 else [])]
+    async with gateway(served.home, "vllm", str(BASE), *flags) as running:
         yield Server("branchline", running.port, running.pid, "auto", key.secret)
 
 

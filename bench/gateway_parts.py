@@ -103,8 +103,10 @@ def _require_answers(bench: Bench, arm: Arm) -> None:
 
 
 def _classified(bench: Bench, arm: Arm) -> float:
-    """The share (0 to 1) of the texts that go to a version."""
+    """The share (0 to 1) of the texts that go to a version; raises `RuntimeError` where there is no classifier."""
     reasons = [bench.ask(arm).headers.get("x-branchline-reason") for _ in range(ASKED)]
+    if "classified" not in reasons:
+        raise RuntimeError(f"nothing is classified: {', '.join(map(str, set(reasons)))}; make the --home anew")
     return reasons.count("classified") / ASKED
 
 

@@ -17,6 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -71,8 +72,12 @@ class Connection:
     """One request at a time. `due` is when the one under way should have been sent, `None` while there is none."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket = socket.socket()
+        self.socket.setblocking(False)  # a server with a full backlog lets a connect wait for a second
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.connect_ex(("127.0.0.1", port))
+        self.connected = False
+        self._request = b""
         self.due: float | None = None
         self.first: float | None = None
         self._received = b""
@@ -80,7 +85,16 @@ class Connection:
 
     def send(self, request: bytes, due: float) -> None:
         self.due, self.first, self._received, self._length = due, None, b"", None
-        self.socket.sendall(request)
+        if self.connected:
+            self.socket.sendall(request)
+        else:
+            self._request = request
+
+    def establish(self) -> None:
+        """It is connected now: send what waited for that."""
+        self.connected = True
+        self.socket.setblocking(True)
+        self.socket.sendall(self._request)
 
     def receive(self, now: float) -> bool | None:
         """Whether the answer is complete; `None` where it never will be: cut off, or not a 200."""
@@ -126,7 +140,11 @@ class Loop:
 
     def run(self) -> Came:
         """Connections for what is usually under way are there before the first request is due."""
-        self._free.extend(self._connect() for _ in range(min(MOST_READY, FEWEST_READY + int(self._plan.rate / 10))))
+        ready = [self._connect() for _ in range(min(MOST_READY, FEWEST_READY + int(self._plan.rate / 10)))]
+        ends = time.perf_counter() + GRACE_SECONDS
+        while not all(connection.connected for connection in ready) and time.perf_counter() < ends:
+            self._wait(0.05)
+        self._free.extend(connection for connection in ready if connection.socket.fileno() >= 0)
         started = time.perf_counter() + 0.01
         self._counted_from = started + self._plan.warm
         for due in _due_times(started, self._plan):
@@ -149,7 +167,11 @@ class Loop:
     def _wait(self, seconds: float) -> None:
         select.select([self._epoll], [], [], seconds)
         for number, _ in self._epoll.poll(0):
-            self._receive(self._open[number])
+            connection = self._open[number]
+            if connection.connected:
+                self._receive(connection)
+            else:
+                self._establish(connection)
 
     def _send(self, due: float) -> None:
         request = self._template.request(next(self._texts))
@@ -164,8 +186,15 @@ class Loop:
     def _connect(self) -> Connection:
         connection = Connection(self._plan.port)
         self._open[connection.socket.fileno()] = connection
-        self._epoll.register(connection.socket, select.EPOLLIN)
+        self._epoll.register(connection.socket, select.EPOLLOUT)
         return connection
+
+    def _establish(self, connection: Connection) -> None:
+        try:
+            connection.establish()
+            self._epoll.modify(connection.socket, select.EPOLLIN)
+        except OSError:
+            self._drop(connection)
 
     def _receive(self, connection: Connection) -> None:
         now = time.perf_counter()
@@ -184,7 +213,8 @@ class Loop:
 
     def _drop(self, connection: Connection) -> None:
         if connection.due is None:
-            self._free.remove(connection)
+            with suppress(ValueError):
+                self._free.remove(connection)
         else:
             self._came.failed += 1
         del self._open[connection.socket.fileno()]
