@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, sel
 
 from . import schema
 from .corrections import Corrected, is_corrected, put_corrections, require_label
-from .errors import NotFound, QueueFull
+from .errors import NotFound, QueueFull, Refused
 from .examples import require_texts
 from .exemplars import BASE_LABEL, Exemplar
 from .journal import Journal
@@ -78,9 +78,12 @@ def waiting_feedback(journal: Journal, choice: Choice = Choice()) -> list[Waitin
 
 
 def accept_feedback(journal: Journal, choice: Choice, *, why: str | None = None) -> Corrected:
-    """Put proposed corrections in force. Raises `NotFound` where an id does not wait; then none is accepted."""
+    """Put proposed corrections in force. Raises `NotFound` where an id does not wait, and `Refused` where the chosen
+    ones contradict each other; then none is accepted.
+    """
     with journal.transaction() as connection:
         rows = _chosen(connection, choice)
+        _require_agreement(rows)
         _drop(connection, rows)
         return put_corrections(
             journal, connection, [Exemplar(row.label, row.text, row.source) for row in rows], why=why
@@ -100,6 +103,18 @@ def reject_feedback(journal: Journal, choice: Choice, *, why: str | None = None)
                 journal.append(connection, "feedback_rejected", RouteName(label), why=why, payload=payload)
     scrub(journal, schema.feedback)
     return len(rows)
+
+
+def _require_agreement(rows: Sequence[Row[*tuple[object, ...]]]) -> None:
+    by_text: dict[str, list[str]] = {}
+    for row in rows:
+        by_text.setdefault(row.text_digest, []).append(f"{row.id} says {row.label}")
+    torn = [", ".join(said) for said in by_text.values() if len(said) > 1]
+    if torn:
+        raise Refused(
+            f"{len(torn)} texts are proposed for several routes: {'; '.join(torn[:5])}",
+            hint="accept the right ones by id, and reject the others",
+        )
 
 
 def _require_room(connection: Connection, source: str) -> None:

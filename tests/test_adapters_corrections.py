@@ -21,7 +21,7 @@ from adapters.cli_route import route as route_group
 from adapters.corrections import OPERATOR, correct, corrections_in_force, remove_corrections
 from adapters.database import connect
 from adapters.decisions import read_decisions
-from adapters.errors import BadInput, BranchlineError, NotFound, QueueFull, RegistryUnavailable
+from adapters.errors import BadInput, BranchlineError, NotFound, QueueFull, Refused, RegistryUnavailable
 from adapters.examples import add_examples, examples_of
 from adapters.exemplars import Exemplar, exemplars_changed, exemplars_of
 from adapters.feedback import Choice, accept_feedback, queue_feedback, reject_feedback, waiting_feedback
@@ -326,6 +326,17 @@ def test_an_id_that_does_not_wait_is_refused_and_nothing_is_accepted(registry: R
         with pytest.raises(NotFound, match="no feedback 998, 999 waits"):
             act(registry, Choice((waiting.id, 998, 999)))
     assert waiting_feedback(registry) == [waiting]
+
+
+def test_proposals_that_contradict_each_other_are_not_accepted_together(anywhere: Registry) -> None:
+    for label, text in (("regex", "one"), ("sql", "one"), ("regex", "two")):
+        queue_feedback(anywhere, label, text, source="feedback:ann")
+    first, second, third = waiting_feedback(anywhere)
+    with pytest.raises(Refused, match=f"1 texts are proposed for several routes: {first.id} says regex, {second.id}"):
+        accept_feedback(anywhere, Choice())
+    assert len(waiting_feedback(anywhere)) == 3
+    assert accept_feedback(anywhere, Choice((second.id, third.id))).added == 2
+    assert labels(anywhere) | {"one": "sql", "two": "regex"} == labels(anywhere)
 
 
 def test_an_id_never_comes_to_mean_another_text(anywhere: Registry) -> None:

@@ -6,12 +6,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from adapters.corrections import correct, remove_corrections
-from adapters.errors import NotFound
+from adapters.errors import NotFound, Refused
 from adapters.examples import add_examples, remove_examples
 from adapters.exemplars import exemplars_of
 from adapters.feedback import Choice, accept_feedback, queue_feedback, reject_feedback, waiting_feedback
@@ -87,6 +88,10 @@ class CorrectionsMachine(RuleBasedStateMachine):
         waiting = waiting_feedback(self.registry)
         chosen = tuple(one.id for place, one in enumerate(waiting) if place in places)
         reviewed = [(one.label, one.text) for one in waiting if not chosen or one.id in chosen]
+        if accepted and len({text for _, text in reviewed}) < len(reviewed):
+            with pytest.raises(Refused, match="proposed for several routes"):
+                accept_feedback(self.registry, Choice(chosen))
+            return
         (accept_feedback if accepted else reject_feedback)(self.registry, Choice(chosen))
         self.queue = [one for one in self.queue if one not in reviewed]
         for label, text in reviewed if accepted else ():
