@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from .identity import Identity
 from .pool import Pool
 from .replica import Held, Replica
 from .rhythm import Rhythm
+from .told import ToldEngines
 from .watch import Keeper, Watch
 
 log = logging.getLogger("branchline.vllm")
@@ -149,6 +150,20 @@ class VllmBackend:
     async def until_changed(self) -> None:
         """Wait for the next change of an engine's state, or of what it holds."""
         await self._pool.until_changed()
+
+    def told(self) -> ToldEngines:
+        """What other processes need to know, to open calls by themselves."""
+        pairs = zip(self._engines, self._pool.replicas, strict=False)
+        return ToldEngines(tuple(replica.told(engine.address) for engine, replica in pairs), tuple(self._pool.held))
+
+    async def lacks(self, name: str, engine_name: str) -> None:
+        """As `Pool.lacks`, of the engine `name`."""
+        await self._pool.lacks(self._named(name), engine_name)
+
+    def works(self, process: int, work: Mapping[str, tuple[int, float]]) -> None:
+        """Another process tells what the engines work on for it; an empty mapping when it is gone."""
+        for replica in self._pool.replicas:
+            replica.traffic.elsewhere(process, *work.get(replica.name, (0, 0.0)))
 
     def look(self) -> None:
         """Have every engine looked at now."""

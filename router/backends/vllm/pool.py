@@ -3,71 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from collections import OrderedDict
-from collections.abc import Sequence
 
 from adapters.errors import BranchlineError
 
 from ...background import Background
 from ...errors import (
     AdapterUnavailable,
-    EngineFailed,
-    EngineOverloaded,
-    EngineUnavailable,
     NotApplied,
 )
 from ...types import Call, Reply
 from .answers import UnknownName
-from .client import EngineBroke
 from .replica import Held, Replica
+from .spread import Spread
 
-MAX_FAILURES = 2  # engines that may fail at one call: what two could not survive shall not reach the others
-SWAP_PENALTY = 2  # calls: what bringing a version into a batch costs, against waiting behind others
 log = logging.getLogger("branchline.vllm")
 
 
-class Pool:
-    """Lives on one event loop. `held` are the versions that shall be resident, the most recently used one last."""
+class Pool(Spread[Held]):
+    """Lives on one event loop. Loads what is held wherever it can be."""
 
     def __init__(self, base_id: str, *, retry_seconds: float) -> None:
-        self.replicas: Sequence[Replica] = ()
-        self._base_id = base_id
+        super().__init__(base_id)
         self._retry_seconds = retry_seconds
-        self._held: OrderedDict[str, Held] = OrderedDict()
         self._loads: dict[tuple[str, str], asyncio.Task[BranchlineError | None]] = {}
         self._catching_up: set[str] = set()
         self._caught_up: dict[str, int] = {}  # the start of each engine that holds all it should
         self._background = Background()
         self._changed = asyncio.Event()
-
-    async def open(self, call: Call) -> Reply:
-        """Begin `call` where it is answered soonest; where that fails before a byte came, on another engine.
-
-        An engine that cannot be reached or takes no call is passed over; at most `MAX_FAILURES` may fail at it.
-        Raises what the last engine raised, `AdapterUnavailable` where none has the version, `EngineUnavailable` where
-        none is up.
-        """
-        if call.engine_name in self._held:
-            self._held.move_to_end(call.engine_name)
-        tried: set[str] = set()
-        problem: BranchlineError | None = None
-        failures = 0
-        while failures < MAX_FAILURES and (replica := self._choose(call.engine_name, tried)) is not None:
-            tried.add(replica.name)
-            try:
-                return await self._open_on(replica, call)
-            except (EngineFailed, EngineOverloaded, AdapterUnavailable) as error:
-                problem = error
-                failures += _failed_at_it(error)
-        raise problem or self._nobody(call.engine_name)
-
-    def is_resident(self, engine_name: str) -> bool:
-        """Whether an engine that is up has a version that is held."""
-        return engine_name in self._held and any(
-            replica.state == "up" and replica.has(engine_name) for replica in self.replicas
-        )
 
     async def load(self, held: Held) -> None:
         """Load and prove on all engines that are up, beside each other; those that come up later follow by themselves.
@@ -91,6 +54,23 @@ class Pool:
         for replica in self.replicas:
             if not replica.has(held.name):
                 self._lacks_something(replica)
+
+    @property
+    def held(self) -> list[str]:
+        """The engine names of the versions that shall be resident, the most recently used one last."""
+        return list(self._held)
+
+    async def lacks(self, replica: Replica, engine_name: str) -> None:
+        """Another process was told by this engine that it does not have the version: have it loaded there again.
+
+        Returns at once for an engine with our plugin; else raises what the load raises.
+        """
+        replica.lost(engine_name)
+        held = self._held.get(engine_name)
+        if held is None or not replica.is_plain:
+            self._lacks_something(replica)
+        elif (problem := await self._load_on(replica, held)) is not None:
+            raise problem
 
     def forget(self, engine_name: str) -> None:
         """Calls for it are refused from now on. No engine is asked to unload anything."""
@@ -125,29 +105,6 @@ class Pool:
         if problem is not None:
             raise problem
         return await replica.open(call)
-
-    def _choose(self, engine_name: str, tried: set[str]) -> Replica | None:
-        """The engine with the fewest calls that has the version ready; each name has its favourite among equals.
-
-        An engine that failed again and again is asked only where there is no other: calls that no engine can answer
-        must not close a healthy one to everybody.
-        """
-        if engine_name != self._base_id and engine_name not in self._held:
-            return None
-        up = [
-            replica
-            for replica in self.replicas
-            if replica.state == "up" and replica.name not in tried and replica.has(engine_name)
-        ]
-        fit = [replica for replica in up if replica.is_trusted()] or up
-        if len(fit) < 2:
-            return fit[0] if fit else None
-        return min(fit, key=lambda replica: (_cost(replica, engine_name), _rank(engine_name, replica.name)))
-
-    def _nobody(self, engine_name: str) -> BranchlineError:
-        if engine_name != self._base_id and not self.is_resident(engine_name):
-            return AdapterUnavailable(f"{engine_name} is not resident")
-        return EngineUnavailable("no engine can take the request now")
 
     async def _load_on(self, replica: Replica, held: Held) -> BranchlineError | None:
         """The load goes on where who waits for it is cancelled: a load cut short leaves a second one in vLLM."""
@@ -191,18 +148,3 @@ class Pool:
     def _worth_holding(self, replica: Replica) -> list[str]:
         room = replica.identity.max_cpu_loras if replica.identity else None
         return list(reversed(self._held))[:room]
-
-
-def _failed_at_it(error: BranchlineError) -> bool:
-    return isinstance(error, EngineBroke) or (
-        isinstance(error, EngineFailed) and not isinstance(error, EngineUnavailable)
-    )
-
-
-def _cost(replica: Replica, engine_name: str) -> int:
-    return replica.traffic.outstanding + (0 if replica.is_active(engine_name) else SWAP_PENALTY)
-
-
-def _rank(engine_name: str, replica_name: str) -> bytes:
-    """Rendezvous hashing: every gateway prefers the same engine for the same name."""
-    return hashlib.blake2b(f"{engine_name}\n{replica_name}".encode(), digest_size=8).digest()

@@ -19,11 +19,12 @@ from ...errors import AdapterUnavailable, EngineFailed, EngineOverloaded, NotApp
 from ...types import Call, EngineState, EngineStatus, Reply
 from .answers import Said, clean
 from .breaker import Breaker
-from .client import EngineClient
+from .client import Address, EngineClient
 from .identity import Identity
 from .proof import prove
 from .residents import Residents
 from .rhythm import Rhythm
+from .told import ToldAddress, ToldEngine
 from .traffic import Traffic
 
 log = logging.getLogger("branchline.vllm")
@@ -70,6 +71,7 @@ class Replica:
         self._problem: str | None = None
         self._drained = False
         self.starts = 0
+        self.severed = 0  # how often answers that had begun were ended
         self._residents = Residents()
         self._breaker = Breaker(first_seconds=rhythm.breaker_seconds)
         self._loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -93,6 +95,20 @@ class Replica:
             restarts=max(0, self.starts - 1),
             problem=self._problem or (None if self.is_trusted() else "its last calls failed: others are asked first"),
             base_fingerprint=self.identity.base_fingerprint if self.identity else None,
+        )
+
+    def told(self, address: Address) -> ToldEngine:
+        """What another process needs to know, to open calls here by itself."""
+        return ToldEngine(
+            self.name,
+            ToldAddress(address.url, address.key, address.generation),
+            self._state,
+            self._drained,
+            self._problem,
+            self.identity,
+            self.starts,
+            self.severed,
+            self._residents.names,
         )
 
     @property
@@ -161,6 +177,10 @@ class Replica:
             residents.add(held.name, busy=self.traffic.busy)
         self._on_change(self)
 
+    def lost(self, engine_name: str) -> None:
+        """It says that it does not hold the version after all."""
+        self._residents.forget(engine_name)
+
     def refuse(self, engine_name: str) -> None:
         """Another engine proved that the version is not applied."""
         self._residents.refuse(engine_name)
@@ -177,6 +197,7 @@ class Replica:
 
     def went(self, state: EngineState, problem: str | None, *, end_streams: bool = False) -> None:
         """It does not take calls now, because of `problem`. Down: what has not begun is given up."""
+        self.severed += end_streams
         if state == "down":
             self.traffic.end(streams=end_streams)
         self._become(state, problem)

@@ -25,6 +25,11 @@ class Residents:
         """How many versions were proved on this start."""
         return len(self._proved)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those it has, the most recently used one last."""
+        return tuple(self._cached)
+
     def has(self, name: str) -> bool:
         """Whether a call for `name` pays no load."""
         return name in self._cached

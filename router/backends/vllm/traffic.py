@@ -1,4 +1,4 @@
-"""What one engine is working on for this gateway: calls that wait for their first byte, and answers that have begun."""
+"""What one engine works on for this gateway: calls that wait for their first byte, and answers that have begun."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from .client import EngineBroke, EngineClient
 
 class Traffic:
     """Lives on one event loop. `busy` counts by engine name; `heard_at` is when anything last came back, or when the
-    first of the calls now waiting began, in seconds on the loop's clock.
+    first of the calls now waiting began, in seconds on the loop's clock. Both include what other processes of this
+    gateway told of themselves.
     """
 
     def __init__(self, client: EngineClient) -> None:
@@ -26,8 +27,24 @@ class Traffic:
         self._opening: set[asyncio.Timeout] = set()
         self._bodies: weakref.WeakSet[Body] = weakref.WeakSet()
         self.busy: Counter[str] = Counter()
-        self.outstanding = 0
-        self.heard_at = 0.0
+        self._own = 0
+        self._own_heard_at = 0.0
+        self._elsewhere: dict[int, tuple[int, float]] = {}
+
+    @property
+    def outstanding(self) -> int:
+        return self._own + sum(count for count, _ in self._elsewhere.values()) if self._elsewhere else self._own
+
+    @property
+    def heard_at(self) -> float:
+        return max([self._own_heard_at, *(at for _, at in self._elsewhere.values())])
+
+    def elsewhere(self, number: int, outstanding: int, heard_seconds_ago: float) -> None:
+        """What process `number` works on with this engine; nothing when it is gone."""
+        if outstanding:
+            self._elsewhere[number] = outstanding, asyncio.get_running_loop().time() - heard_seconds_ago
+        else:
+            self._elsewhere.pop(number, None)
 
     async def open(self, call: Call, broke_off: Callable[[], None]) -> Reply:
         """Begin a call; raises what `EngineClient.begin` raises. `broke_off` is called if its answer breaks later."""
@@ -73,7 +90,7 @@ class Traffic:
                 body.fail(EngineFailed("the engine went down while it answered"))
 
     def hear(self) -> None:
-        self.heard_at = asyncio.get_running_loop().time()
+        self._own_heard_at = asyncio.get_running_loop().time()
 
     def _body_ended(self, engine_name: str, broke_off: Callable[[], None], broken: bool) -> None:
         self._end(engine_name)
@@ -81,13 +98,13 @@ class Traffic:
             broke_off()
 
     def _begin(self, engine_name: str) -> None:
-        if not self.outstanding:
+        if not self._own:
             self.hear()
-        self.outstanding += 1
+        self._own += 1
         self.busy[engine_name] += 1
 
     def _end(self, engine_name: str) -> None:
-        self.outstanding -= 1
+        self._own -= 1
         self.busy[engine_name] -= 1
         if not self.busy[engine_name]:
             del self.busy[engine_name]
