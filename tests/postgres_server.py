@@ -27,6 +27,7 @@ class PostgresServer:
 
     root: Path
     owner: pwd.struct_passwd | None
+    durable: bool = False
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -46,7 +47,9 @@ class PostgresServer:
         return self.url(name)
 
     def start(self) -> None:
-        options = f"-k {self.root} -c listen_addresses='' -c fsync=off -c max_connections=200"
+        options = (
+            f"-k {self.root} -c listen_addresses='' -c fsync={'on' if self.durable else 'off'} -c max_connections=200"
+        )
         self._control("-o", options, "-l", str(self.root / "log"), "-w", "start")
 
     def stop(self) -> None:
@@ -65,13 +68,13 @@ def postgres() -> Iterator[str]:
 
 
 @contextmanager
-def postgres_server() -> Iterator[PostgresServer]:
-    """A running server."""
+def postgres_server(*, durable: bool = False) -> Iterator[PostgresServer]:
+    """A running server; one that is not `durable` leaves it to the kernel when what it writes reaches the disk."""
     if not _program("initdb") or not _program("pg_ctl") or find_spec("psycopg") is None:
         pytest.skip("no PostgreSQL server, or no psycopg")
     owner = _owner()
     root = Path(tempfile.mkdtemp(prefix="branchline-pg-"))
-    server = PostgresServer(root, owner)
+    server = PostgresServer(root, owner, durable)
     try:
         if owner is not None:
             os.chown(root, owner.pw_uid, owner.pw_gid)
