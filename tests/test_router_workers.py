@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from adapters.convergence import wait_exemplars, wait_in_force
 from adapters.corrections import correct
 from adapters.exemplars import exemplars_of
 from adapters.home import Home
+from adapters.journal import Change
 from adapters.keyring import create_key, revoke_key
 from adapters.keys import KeyLimits
 from adapters.registry import Registry
@@ -117,7 +118,7 @@ def test_what_the_engine_refuses_is_refused_alike(served: Served, place: int) ->
 
 def test_disable_enable_and_rollback_are_in_force_on_every_worker_when_the_gateway_says_so(served: Served) -> None:
     registry = served.registry
-    steps = [
+    steps: list[tuple[Callable[[], Change], tuple[str | None, str]]] = [
         (lambda: registry.disable("sql"), (None, "route_disabled")),
         (lambda: registry.enable("sql"), ("2", "pinned")),
         (lambda: registry.rollback("sql"), ("1", "pinned")),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from adapters.errors import AdaptersError, BadAdapter, BranchlineError, NotFound
+from adapters.errors import AdaptersError, BadAdapter, BranchlineError, GateRefused, NotFound
 from adapters.probes import NO_PROBES, Probes
 from adapters.types import AdapterVersion
 from router import errors
@@ -24,7 +24,7 @@ from tests.tiny_model import Tiny, make_tiny
 
 # Those that say more than others: no engine raises them, and what more they say is not for clients.
 MORE: dict[type[BranchlineError], dict[str, Any]] = {
-    errors.GateRefused: {"hint": "", "unmet": ["a"]},
+    GateRefused: {"hint": "", "unmet": ["a"]},
     BadAdapter: {"hint": "", "problems": ["a"]},
     errors.RateLimited: {"headers": {}},
     errors.MethodNotAllowed: {"allowed": "GET"},

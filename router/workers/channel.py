@@ -63,7 +63,8 @@ class Channel:
         answer = self._asked[number] = asyncio.get_running_loop().create_future()
         self._send({"what": what, "body": body, "ask": number})
         try:
-            return await answer
+            told: Document = await answer
+            return told
         finally:
             del self._asked[number]
 

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from ..backends.base import Serving
+from ..backends.vllm.told import ToldEngines
 from ..background import Background
 from ..errors import EngineUnavailable, WorkersFailed
 from ..policy import Snapshot
@@ -30,12 +31,14 @@ LONGEST_PAUSE_SECONDS = 5.0
 SETTLED_SECONDS = 10.0
 LOOK_SECONDS = 1.0
 HUNG_SECONDS = 30.0
+Work = Mapping[str, tuple[int, float]]
 log = logging.getLogger("branchline.workers")
 
 
 class Crew:
     """Lives on the parent's event loop. `answer` answers what workers ask, `judged` is called when what one of them
-    judges with has changed. `keys` are those of the registry as they are now.
+    judges with has changed. `keys` are those of the registry as they are now. Where workers open calls to engines by
+    themselves, `engines` tells of these, and `works` is told what each worker has them work on.
     """
 
     def __init__(
@@ -49,6 +52,9 @@ class Crew:
     ) -> None:
         self.keys: Callable[[], KeyRing] = KeyRing
         self.judged: Callable[[], None] = lambda: None
+        self.engines: Callable[[], ToldEngines] | None = None
+        self.works: Callable[[int, Work], None] = lambda _number, _work: None
+        self._engines_told = ToldEngines()
         self._hello = hello
         self._count_wanted = hello.settings.workers
         self._bound = bound
@@ -147,6 +153,7 @@ class Crew:
             del self._workers[number]
             self._counts_of_the_dead = add_up([self._counts_of_the_dead, counters(worker.counts)])
             self._table.clear(number)
+            self.works(number, {})
             self._settle()
             self.judged()
         return worker.serves, f"(process {worker.pid}) {end}"
@@ -168,7 +175,7 @@ class Crew:
     async def _look_at(self, worker: Worker) -> None:
         try:
             async with asyncio.timeout(HUNG_SECONDS):
-                worker.counts = (await worker.channel.ask("counts", {}))["families"]
+                await self._have_counts(worker)
         except TimeoutError:
             log.error("worker %d (process %d) does not answer", worker.number, worker.pid)
             worker.kill()
@@ -179,11 +186,21 @@ class Crew:
 
     def tell(self, snapshot: Snapshot, changed: Sequence[str], done: Callable[[], None]) -> None:
         """Put `snapshot` in force in every worker; `done` is called when that is so. Keeps the contract of `Tell`."""
+        self.tell_engines()  # before it, so that what is put in force is known to be there
         self._snapshot = snapshot
         self._sequence += 1
         self._waiting.append((self._sequence, done))
         self._broadcast("told", self._told(replace(snapshot, routes={name: snapshot.routes[name] for name in changed})))
         self._settle()
+
+    def tell_engines(self) -> None:
+        """Have every worker follow the engines, where it opens its calls to them by itself."""
+        if self.engines is None:
+            return
+        told = self.engines()
+        if told != self._engines_told:
+            self._engines_told = told
+            self._broadcast("engines", shape(ToldEngines).dump_python(told, mode="json"))
 
     def tell_judge(self, classifier: str | None, exemplars: Document | None) -> None:
         """Have every worker judge with these; `exemplars` only where they changed."""
@@ -203,9 +220,15 @@ class Crew:
     async def _counted(self, worker: Worker) -> None:
         try:
             async with asyncio.timeout(LOOK_SECONDS):
-                worker.counts = (await worker.channel.ask("counts", {}))["families"]
+                await self._have_counts(worker)
         except (TimeoutError, EngineUnavailable):
             return  # what it told last
+
+    async def _have_counts(self, worker: Worker) -> None:
+        counts = await worker.channel.ask("counts", {})
+        worker.counts = counts["families"]
+        if worker.number in self._workers:
+            self.works(worker.number, counts["work"])
 
     def _told(self, snapshot: Snapshot, *, whole: bool = False) -> dict[str, Any]:
         ring = self.keys()
@@ -221,6 +244,8 @@ class Crew:
     def _greet(self, worker: Worker) -> None:
         """Everything that a new worker has to know; what changes from here on it is told as all others."""
         worker.channel.tell("hello", shape(Hello).dump_python(replace(self._hello, number=worker.number), mode="json"))
+        if self.engines is not None:
+            worker.channel.tell("engines", shape(ToldEngines).dump_python(self.engines(), mode="json"))
         worker.channel.tell("told", self._told(self._snapshot, whole=True))
         worker.channel.tell("judge", self._judge)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 from adapters.exemplars import Exemplar, Exemplars
 
@@ -16,7 +17,6 @@ from ..policy import Snapshot
 from ..principal import KeyRing
 from ..settings import Settings
 from ..types import Call, EngineStatus, Reply
-from .calls import CallClient
 from .channel import Channel, Document
 from .messages import Facts, JudgedWith, Told
 from .shapes import shape
@@ -117,10 +117,17 @@ class Followed:
         await self._judging.stop()
 
 
-class RemoteEngine:
-    """The parent's engine, as far as a worker needs it: keeps the contract of `Serving`."""
+class Opens(Protocol):
+    """Where a worker's calls go: to the parent, or to engines that it follows."""
 
-    def __init__(self, followed: Followed, channel: Channel, calls: CallClient) -> None:
+    async def open(self, call: Call) -> Reply:
+        """As `Serving.open`."""
+
+
+class RemoteEngine:
+    """The gateway's engine, as far as a worker needs it: keeps the contract of `Serving`."""
+
+    def __init__(self, followed: Followed, channel: Channel, calls: Opens) -> None:
         self._followed = followed
         self._channel = channel
         self._calls = calls

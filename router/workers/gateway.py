@@ -24,6 +24,7 @@ from adapters.registry import Registry
 
 from ..auth import Gatekeeper
 from ..backends.base import Backend
+from ..backends.vllm.backend import VllmBackend
 from ..catalog import Catalog
 from ..decision_log import DecisionLog, keep_swept
 from ..lifecycle import WARM_SECONDS, announce, gateway_id, stop_on_signals
@@ -46,8 +47,13 @@ class Parent:
         self._engine = engine
         self.telemetry = Telemetry()
         digest = gatekeeper.key_digest.hex() if gatekeeper.key_digest else None
-        hello = Hello(0, replace(settings, api_key=None), engine.base_id, digest, gatekeeper.loopback)
+        vllm = engine if isinstance(engine, VllmBackend) else None
+        told = replace(settings, api_key=None, engine=replace(settings.engine, key=None))
+        hello = Hello(0, told, engine.base_id, digest, gatekeeper.loopback, follows_engines=vllm is not None)
         self.crew = Crew(hello, bound, engine, self._answer)
+        self._vllm = vllm
+        if vllm is not None:
+            self.crew.engines, self.crew.works = vllm.told, vllm.works
         self.catalog = Catalog(
             registry,
             settings.home.open_store(),
@@ -67,6 +73,9 @@ class Parent:
         if what == "until_warm":
             await self.catalog.until_warm(body["route"], timeout_seconds=body["timeout_seconds"])
             return {}
+        if what == "lacks" and self._vllm is not None:
+            await self._vllm.lacks(body["engine"], body["version"])
+            return {}
         if what == "metrics":
             return {"page": await self._metrics_page()}
         if what == "drain":
@@ -74,6 +83,12 @@ class Parent:
         elif what == "resume":
             await self._engine.resume(body["name"])
         return asdict(await self._facts())
+
+    async def tell_of_engines(self) -> None:
+        """Tell all workers of each change of an engine, until cancelled."""
+        while self._vllm is not None:
+            await self._vllm.until_changed()
+            self.crew.tell_engines()
 
     async def _facts(self) -> Facts:
         catalog = self.catalog
@@ -111,7 +126,7 @@ async def run_parent(
         note(f"starting the {settings.engine.backend} engine on base {engine.base_id}")
         await engine.start()
         await parent.catalog.start()
-        beside = [asyncio.create_task(announced())]
+        beside = [asyncio.create_task(announced()), asyncio.create_task(parent.tell_of_engines())]
         if log is not None:
             beside.append(asyncio.create_task(keep_swept(log, registry)))
         try:

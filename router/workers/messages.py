@@ -16,7 +16,8 @@ from ..types import EngineStatus
 class Hello:
     """A worker's first message. `number` counts the workers of a gateway from 1.
 
-    Of the server's own key only `key_digest` is told, in hexadecimal digits; `loopback` as in `Gatekeeper`.
+    Of the server's own key only `key_digest` is told, in hexadecimal digits; `loopback` as in `Gatekeeper`. With
+    `follows_engines` the worker opens its calls to the engines by itself; else they go to the parent's.
     """
 
     number: int
@@ -24,6 +25,7 @@ class Hello:
     base_id: str
     key_digest: str | None
     loopback: bool
+    follows_engines: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from adapters.errors import AdaptersError
 
 from .. import errors
@@ -24,9 +26,14 @@ def error_from(document: Document) -> Exception:
     """An error of the same class, or of the nearest that takes no more than a message."""
     kind = next((one for one in errors.TABLE if one.__name__ == document["kind"]), errors.RouterError)
     message, hint = document["message"] or "", document["hint"] or ""
-    more = {"param": document.get("param"), "code": document.get("code")}
-    of_router = issubclass(kind, errors.RouterError)
+    more = {"param": document.get("param"), "code": document.get("code")} if _is_of_router(kind) else {}
+    make: Callable[..., Exception] = kind
     try:
-        return kind(message, hint=hint, **more) if of_router else kind(message, hint=hint)
+        return make(message, hint=hint, **more)
     except TypeError:
-        return errors.RouterError(message, hint=hint, **more) if of_router else AdaptersError(message, hint=hint)
+        nearest: Callable[..., Exception] = errors.RouterError if more else AdaptersError
+        return nearest(message, hint=hint, **more)
+
+
+def _is_of_router(kind: type[Exception]) -> bool:
+    return issubclass(kind, errors.RouterError)

@@ -7,11 +7,14 @@ import logging
 import signal
 import socket
 import sys
+from dataclasses import asdict
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..app import Parts, create_app
 from ..auth import Gatekeeper
+from ..backends.vllm.followed import FollowedEngines
+from ..backends.vllm.told import ToldEngines
 from ..decision_log import DecisionLog
 from ..dispatch import Dispatcher
 from ..errors import EngineUnavailable
@@ -49,6 +52,7 @@ class WorkerProcess:
         self._may_serve = asyncio.Event()
         self._stopping = False
         self._server: GatewayServer | None = None
+        self._engines: FollowedEngines | None = None
         self._number = 0
         self._followed: Followed
         self._settings: Settings
@@ -89,12 +93,14 @@ class WorkerProcess:
                 await self._server.serve([self._bound])
         finally:
             await self._followed.stop()
+            if self._engines is not None:
+                await self._engines.close()
             feedback.close()
             self._telemetry.close()
 
     def _app(self) -> tuple[Feedback, ASGIApp]:
         settings, kept = self._settings, self._settings.decision_log
-        engine = RemoteEngine(self._followed, self._channel, CallClient(self._calls))
+        engine = RemoteEngine(self._followed, self._channel, self._engines or CallClient(self._calls))
         feedback = Feedback(settings.home.registry_url, kept.path if kept and kept.text else None)
         dispatcher = Dispatcher(self._followed, engine, self._telemetry, allow_unreleased=settings.allow_unreleased)
         parts = Parts(
@@ -126,7 +132,8 @@ class WorkerProcess:
     async def _answer(self, what: str, _body: Document) -> Document:
         if what != "counts":
             raise ValueError(what)
-        return {"families": families(self._telemetry.registry)}
+        work = self._engines.work() if self._engines is not None else {}
+        return {"families": families(self._telemetry.registry), "work": work}
 
     def _hear(self, what: str, body: Document) -> None:
         if what == "hello":
@@ -138,6 +145,8 @@ class WorkerProcess:
         elif what == "judge":
             self._followed.judge_with(body["classifier"], body["exemplars"])
             self._greeted.set()  # it is the last of the greeting
+        elif what == "engines" and self._engines is not None:
+            self._engines.follow(shape(ToldEngines).validate_python(body))
         elif what == "go":
             self._may_serve.set()
         elif what == "drain":
@@ -154,11 +163,16 @@ class WorkerProcess:
         kept = hello.settings.decision_log
         self._telemetry = Telemetry(DecisionLog(kept.path, text=kept.text, days=kept.days) if kept else None)
         followed = self._followed = Followed(hello.settings, hello.base_id, self._channel, self._judged)
+        if hello.follows_engines:
+            self._engines = FollowedEngines(hello.base_id, self._lacks)
         digest = bytes.fromhex(hello.key_digest) if hello.key_digest else None
         self._gatekeeper = Gatekeeper(digest, hello.loopback, lambda: followed.keys)
 
+    async def _lacks(self, engine: str, version: str) -> None:
+        await self._channel.ask("lacks", {"engine": engine, "version": version})
+
     def _judged(self) -> None:
-        self._channel.tell("judged", shape(type(self._followed.judged_with)).dump_python(self._followed.judged_with))
+        self._channel.tell("judged", asdict(self._followed.judged_with))
 
 
 class UpToDate:
