@@ -11,7 +11,7 @@ from .types import GatewayRow
 
 HEARTBEAT_SECONDS = 1.0
 ALIVE_SECONDS = 5.0
-_POLL_SECONDS = 0.005
+_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,7 @@ class Journal:
 
     def serial(self) -> int:
         with self.reading() as connection:
-            return int(connection.execute(select(schema.registry.c.serial)).scalar_one())
+            return _serial(connection)
 
     def events(self, *, after: int = 0, route: str | None = None) -> list[Event]:
         """Events with a serial over `after`, in order; of one route where `route` is given."""
@@ -212,18 +212,13 @@ class Journal:
     def view(self, *, after: int = 0) -> View:
         """Everything that a gateway at serial `after` has to learn."""
         with self.reading() as connection:
-            serial = int(connection.execute(select(schema.registry.c.serial)).scalar_one())
-            newer = schema.events.c.serial > after
-            rows = connection.execute(select(schema.events).where(newer).order_by(schema.events.c.serial))
-            events = tuple(event_from_row(row) for row in rows)
-            last: dict[str, int] = {event.route: event.serial for event in events if event.route is not None}
-            routes = tuple(state for name in sorted(last) if (state := read_route(connection, name)) is not None)
-            chosen = select(schema.versions).where(schema.versions.c.route.in_(sorted(last)))
-            versions = tuple(version_from_row(row) for row in connection.execute(chosen))
-            number = read_classifier(connection).live
-            digest = select(schema.classifiers.c.digest).where(schema.classifiers.c.number == number)
-            classifier = connection.execute(digest).scalar()
-            return View(serial, events, routes, last, versions, classifier, _keys_of(connection, events))
+            return _view(connection, _serial(connection), after)
+
+    def newer_view(self, *, after: int) -> View | None:
+        """As `view`, `None` where nothing changed."""
+        with self.reading() as connection:
+            serial = _serial(connection)
+            return None if serial == after else _view(connection, serial, after)
 
     def routes(self) -> list[RouteState]:
         with self.reading() as connection:
@@ -274,6 +269,8 @@ class Journal:
         values = {"last_seen": gateway.last_seen, "serial": gateway.serial, "document": gateway_document(gateway)}
         table = schema.gateways
         with usable(), self.engine.execution_options(branchline_writes=True).begin() as connection:
+            if connection.dialect.name == "postgresql":  # nobody misses a heartbeat that a power cut took
+                connection.execute(select(func.set_config("synchronous_commit", "off", True)))
             mine = table.c.gateway_id == gateway.gateway_id
             if connection.execute(update(table).where(mine).values(values)).rowcount == 0:
                 connection.execute(insert(table).values(gateway_id=gateway.gateway_id, **values))
@@ -286,6 +283,24 @@ class Journal:
         with self.reading() as connection:
             rows = connection.execute(select(schema.gateways).order_by(schema.gateways.c.gateway_id))
             return [gateway_from_row(row) for row in rows]
+
+
+def _serial(connection: Connection) -> int:
+    return int(connection.execute(select(schema.registry.c.serial)).scalar_one())
+
+
+def _view(connection: Connection, serial: int, after: int) -> View:
+    newer = schema.events.c.serial > after
+    rows = connection.execute(select(schema.events).where(newer).order_by(schema.events.c.serial))
+    events = tuple(event_from_row(row) for row in rows)
+    last: dict[str, int] = {event.route: event.serial for event in events if event.route is not None}
+    routes = tuple(state for name in sorted(last) if (state := read_route(connection, name)) is not None)
+    chosen = select(schema.versions).where(schema.versions.c.route.in_(sorted(last)))
+    versions = tuple(version_from_row(row) for row in connection.execute(chosen))
+    number = read_classifier(connection).live
+    digest = select(schema.classifiers.c.digest).where(schema.classifiers.c.number == number)
+    classifier = connection.execute(digest).scalar()
+    return View(serial, events, routes, last, versions, classifier, _keys_of(connection, events))
 
 
 def _keys_of(connection: Connection, events: Sequence[Event]) -> tuple[ApiKey, ...]:

@@ -82,8 +82,8 @@ class Watcher:
             log.warning("could not take the heartbeat away: %s", error)
 
     def _step(self) -> None:
-        if self._journal.serial() != self._serial:
-            view = self._journal.view(after=self._serial)
+        view = self._journal.newer_view(after=self._serial)
+        if view is not None:
             self._serial = view.serial
             self._on_view(view)
         if self._beat_wanted or time.monotonic() - self._last_beat >= HEARTBEAT_SECONDS:
