@@ -82,6 +82,7 @@ class Parent:
             await self._engine.drain(body["name"])
         elif what == "resume":
             await self._engine.resume(body["name"])
+        self.crew.tell_engines()
         return asdict(await self._facts())
 
     async def tell_of_engines(self) -> None:
