@@ -194,12 +194,13 @@ class Limits:
 def duration(seconds: float) -> str:
     """As OpenAI's headers tell a time: `12ms`, `1.5s`, `6m0s`, `1h0m0s`; rounded up to a millisecond."""
     ms = math.ceil(seconds * 1000 - _ROUNDING)
-    if ms < 1000:
-        return f"{ms}ms" if ms else "0s"
+    if 0 < ms < 1000:
+        return f"{ms}ms"
+    if ms < 60_000:
+        return f"{ms / 1000:g}s"
     minutes, ms = divmod(ms, 60_000)
     hours, minutes = divmod(minutes, 60)
-    rest = f"{ms / 1000:.3f}".rstrip("0").rstrip(".")
-    return f"{f'{hours}h' if hours else ''}{f'{minutes}m' if hours or minutes else ''}{rest}s"
+    return f"{hours}h{minutes}m{ms / 1000:g}s" if hours else f"{minutes}m{ms / 1000:g}s"
 
 
 def _meter(limit: int | None, before: Meter | None) -> Meter | None:
