@@ -125,7 +125,9 @@ def _add_errors(app: FastAPI, parts: Parts) -> None:
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> Response:
         response = _error_response(error, parts)
-        response.headers["x-request-id"] = request.state.request_id
+        response.headers["x-request-id"] = request.state.request_id  # it is sent from beyond the porch
+        if hasattr(request.state, "admission"):
+            response.headers.update(request.state.admission.headers())
         return response
 
 

@@ -16,6 +16,7 @@ from adapters.feedback import Choice, waiting_feedback
 from adapters.keyring import NewKey, create_key, revoke_key
 from adapters.keys import KeyLimits, Role
 from router.auth import Gatekeeper
+from router.errors import EngineFailed
 from tests.gateway_parts import DEADLINE, Served, Stock, make_stock
 from tests.test_router_app import Body, body, require_error
 
@@ -247,6 +248,15 @@ def test_an_answer_that_is_an_error_tells_what_is_left_too_and_takes_no_tokens(d
         require_error(response, 400, None)
         assert response.headers["x-ratelimit-remaining-requests"] == "1"
         assert response.headers["x-ratelimit-remaining-tokens"] == "1000000"
+
+
+def test_an_answer_that_nobody_foresaw_tells_what_is_left_too(door: Door) -> None:
+    door.served.engine.break_at, door.served.engine.breaks_with = 0, RuntimeError("unforeseen")
+    with door.asking(door.key(limits=TIGHT).secret) as client:
+        response = client.post(CHAT, json=body("sql"))
+        require_error(response, 500, "internal_error")
+        assert response.headers["x-ratelimit-remaining-requests"] == "1"
+    door.served.engine.breaks_with = EngineFailed("the engine died")
 
 
 @pytest.mark.parametrize("stream", [False, True])
