@@ -24,6 +24,10 @@ from .inference import Inference
 from .key_metrics import KeyMetrics
 from .limits import Limits
 from .listing import model_list
+from .openapi import PATH as OPENAPI
+from .openapi import openapi_document
+from .openapi_gateway import GATEWAY
+from .openapi_inference import INFERENCE
 from .porch import Porch
 from .standing import Standing
 from .telemetry import Telemetry
@@ -89,6 +93,12 @@ def _add_pages(app: FastAPI, parts: Parts) -> None:
             "registry_stale_seconds": round(parts.catalog.stale_seconds, 1),
         }
         return JSONResponse(document, 200 if is_ready else 503)
+
+    document = openapi_document(GATEWAY, INFERENCE)
+
+    @app.get(OPENAPI)
+    async def openapi() -> JSONResponse:
+        return JSONResponse(document)
 
     @app.get("/metrics", dependencies=[Depends(require_operator)])
     async def metrics() -> Response:

@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_CONNECTIONS = 16_384  # of a process
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers
@@ -132,12 +132,13 @@ class ClientConnection(HttpToolsProtocol):
     def _refuse(self, refused: _Refused) -> None:
         """Answer and close; where an earlier request of this connection is being answered, close after that."""
         self._deaf, self._awaited = True, None
-        running = self.cycle is not None and not self.cycle.response_complete
-        if running and not self.cycle.more_body:
-            self.cycle.keep_alive = False
+        cycle: RequestResponseCycle | None = self.cycle  # uvicorn's type forgets that there is none at first
+        running = cycle is not None and not cycle.response_complete
+        if cycle is not None and running and not cycle.more_body:
+            cycle.keep_alive = False
             self.pipeline.clear()
             return
-        if not (running and self.cycle.response_started):
+        if cycle is None or not (running and cycle.response_started):
             self.transport.write(_answer(refused))
         self.transport.close()
 

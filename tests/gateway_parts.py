@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
+
 from adapters.base import Base, find_base
 from adapters.classifiers import publish_classifier
 from adapters.home import Home
@@ -299,6 +301,7 @@ class Served:
         self._server: GatewayServer | None = None
         self.limits = Limits()
         self.gateway: Gateway
+        self.app: FastAPI
         self.port = 0
 
     @property
@@ -350,7 +353,8 @@ class Served:
             )
             with listen("127.0.0.1", 0) as bound:
                 self.port = bound.getsockname()[1]
-                self._server = GatewayServer(create_app(parts))
+                self.app = create_app(parts)
+                self._server = GatewayServer(self.app)
                 self._started.set()
                 await self._server.serve([bound])
 
