@@ -5,7 +5,7 @@ A room registers a check in the entry-point group `branchline.example_checks`; t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Protocol
@@ -38,9 +38,15 @@ class ExampleCheck(Protocol):
 
 
 def check_examples(
-    registry: Registry, route: str, texts: Sequence[str], *, max_loss: float, forced: str | None
+    registry: Registry,
+    route: str,
+    texts: Sequence[str],
+    *,
+    max_loss: float,
+    forced: str | None,
+    say: Callable[[str], None] = note,
 ) -> None:
-    """Run every installed check on `texts` as new examples of `route`, and say on stderr what they found.
+    """Run every installed check on `texts` as new examples of `route`, and `say` what they found: it quotes examples.
 
     Raises `Refused` with all reasons, unless `forced` says why to go on.
     """
@@ -51,23 +57,25 @@ def check_examples(
     added = [LabelledText(text, route) for text in texts]
     known = [LabelledText(one.text, one.label) for one in exemplars_of(registry).rows]
     refusals: list[str] = []
-    for found in _findings(known, added, max_loss):
+    for found in _findings(known, added, max_loss, say):
         for line in found.notes:
-            note(line)
+            say(line)
         refusals += found.refusals
     if refusals and forced is None:
         raise Refused("; ".join(refusals), hint='change the examples, or overrule with --force "why"')
     for reason in refusals:
-        note(f"forced over: {reason}")
+        say(f"forced over: {reason}")
 
 
-def _findings(known: Sequence[LabelledText], added: Sequence[LabelledText], max_loss: float) -> Iterator[Findings]:
+def _findings(
+    known: Sequence[LabelledText], added: Sequence[LabelledText], max_loss: float, say: Callable[[str], None]
+) -> Iterator[Findings]:
     installed = entry_points(group=CHECKS)
     for one in installed:
         try:
             check: ExampleCheck = one.load()
             yield check(known, added, max_loss=max_loss)
         except ModuleNotFoundError as error:
-            note(f"note: the check {one.name!r} is left out, it needs the package {error.name!r}")
+            say(f"note: the check {one.name!r} is left out, it needs the package {error.name!r}")
     if not installed:
-        note("note: no check of examples is installed, so nothing was compared with the other routes")
+        say("note: no check of examples is installed, so nothing was compared with the other routes")

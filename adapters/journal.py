@@ -45,6 +45,7 @@ from .types import (
 )
 
 Payload = Mapping[str, object]
+Beside = Callable[[Connection, Event], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +98,16 @@ def usable() -> Iterator[None]:
 class Journal:
     """One registry database, many processes. Methods raise `RegistryUnavailable` where it cannot be used."""
 
-    def __init__(self, engine: Engine, *, actor: str, clock: Callable[[], str] = utc_now) -> None:
+    def __init__(
+        self, engine: Engine, *, actor: str, clock: Callable[[], str] = utc_now, beside: Beside | None = None
+    ) -> None:
         self.engine = engine
         # PostgreSQL's default would let another writer's commit fall between two reads of one transaction.
         whole = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
         self._snapshots = engine.execution_options(**whole)
         self._actor = actor
         self._clock = clock
+        self._beside = beside
 
     @classmethod
     def open(cls, url: str, *, actor: str | None = None) -> Self:
@@ -114,9 +118,12 @@ class Journal:
         """As `open`, but never makes a registry where there is none, and waits no longer for one that is locked."""
         return cls(connect(url, create=False, busy_timeout_ms=busy_timeout_ms), actor=actor)
 
-    def acting_as(self, actor: str) -> Self:
-        """The same registry, whose events name `actor`. It shares the connections: close only one of both."""
-        return type(self)(self.engine, actor=actor, clock=self._clock)
+    def acting_as(self, actor: str, *, beside: Beside | None = None) -> Self:
+        """The same registry, whose events name `actor`. It shares the connections: close only one of both.
+
+        `beside` is called with each event inside its transaction, which what it raises rolls back.
+        """
+        return type(self)(self.engine, actor=actor, clock=self._clock, beside=beside)
 
     def close(self) -> None:
         self.engine.dispose()
@@ -185,6 +192,8 @@ class Journal:
             raise BadInput("the reason given is not UTF-8 text", hint="write it in UTF-8")
         event = Event(serial, self._clock(), kind, route, number, self._actor, why, payload or {})
         connection.execute(insert(schema.events).values(event_row(event)))
+        if self._beside is not None:
+            self._beside(connection, event)
         if connection.dialect.name == "postgresql":  # heard when this is committed, and not before
             connection.execute(select(func.pg_notify(CHANNEL, "")))
         return event
@@ -201,9 +210,10 @@ class Journal:
         with self.reading() as connection:
             return _serial(connection)
 
-    def events(self, *, after: int = 0, route: str | None = None) -> list[Event]:
-        """Events with a serial over `after`, in order; of one route where `route` is given."""
+    def events(self, *, after: int = 0, route: str | None = None, limit: int | None = None) -> list[Event]:
+        """Events with a serial over `after`, in order; of one route where `route` is given; at most `limit`."""
         query = select(schema.events).where(schema.events.c.serial > after).order_by(schema.events.c.serial)
+        query = query.limit(limit)
         if route is not None:
             query = query.where(schema.events.c.route == route)
         with self.reading() as connection:

@@ -10,8 +10,14 @@ from .errors import InvalidName
 
 GuardrailMode = Literal["forced", "routed"]
 OnDisabled = Literal["base", "error"]
+LoraLoad = Literal["gated", "forced"]
 MAX_COLD_WAIT_MS = 60_000
 _MOST = {"cold_wait_ms": MAX_COLD_WAIT_MS}
+_CHOICES = {
+    "guardrails": get_args(GuardrailMode),
+    "on_disabled": get_args(OnDisabled),
+    "lora_load": get_args(LoraLoad),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +30,8 @@ class Policy:
     one-sided 95 % bound of a guardrail's paired rise may not exceed it (nats per token). `guardrails`: judged with
     the adapter forced on, or as the live classifier would route them. `on_disabled`: what a request for the
     disabled route by name gets. `cold_wait_ms`: how long a request waits for the route's version where the engine
-    does not hold it, before the base answers (milliseconds, at most `MAX_COLD_WAIT_MS`).
+    does not hold it, before the base answers (milliseconds, at most `MAX_COLD_WAIT_MS`). `lora_load`: whether what
+    `POST /v1/load_lora_adapter` brings must pass the promotion gate, or is promoted over it.
     """
 
     min_items: int = 50
@@ -35,6 +42,7 @@ class Policy:
     guardrails: GuardrailMode = "forced"
     on_disabled: OnDisabled = "base"
     cold_wait_ms: int = 0
+    lora_load: LoraLoad = "gated"
 
     @classmethod
     def of(cls, stored: Mapping[str, object]) -> Policy:
@@ -77,7 +85,7 @@ def _value(name: str, value: object, problems: list[str]) -> object:
     if default is None:
         problems.append(f"unknown policy key {name!r}")
     elif isinstance(default, str):
-        choices = get_args(GuardrailMode if name == "guardrails" else OnDisabled)
+        choices = _CHOICES[name]
         if value not in choices:
             problems.append(f"{name} is {value!r:.40}, expected one of {', '.join(choices)}")
     else:

@@ -3,7 +3,8 @@
 `events` is the truth; `routes` and `classifier` are folds of it, written in the event's own transaction.
 `versions`, `evidence` and `classifiers` are immutable rows an event points to; `examples`, `corrections` and
 `feedback` hold text outside the event log, so that forgetting truly deletes it; `keys` hold what tells an API key,
-never the key; `gateways` are heartbeats. What changes here needs a revision in `migrations`.
+never the key; `gateways` are heartbeats; `repeats` are answers to requests that are done once, for a day. What changes
+here needs a revision in `migrations`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sqlalchemy import (
 )
 
 SCHEMA_NUMBER = 1  # what older code must understand to use the registry; see `migrations`
-REVISION = "0002"  # the newest in `migrations`; known here so that Alembic is imported only to upgrade
+REVISION = "0003"  # the newest in `migrations`; known here so that Alembic is imported only to upgrade
 REVISION_TABLE = "registry_revision"  # not Alembic's own name for it: a database may be shared
 
 metadata = MetaData()
@@ -135,5 +136,16 @@ gateways = Table(
     Column("last_seen", Float, nullable=False),
     Column("serial", Integer, nullable=False),
     Column("document", JSON, nullable=False),
+)
+repeats = Table(
+    "repeats",
+    metadata,
+    Column("principal", String(64), primary_key=True),
+    Column("key", String(200), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("token", String(32), nullable=False),
+    Column("time", Float, nullable=False, index=True),
+    Column("serial", Integer),  # of the last event that was written for it, NULL before there was one
+    Column("answer", Text),  # NULL while it is being done
 )
 revisions = Table(REVISION_TABLE, metadata, Column("version_num", String(32), primary_key=True))

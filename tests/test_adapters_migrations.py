@@ -54,7 +54,7 @@ def engine(empty: str) -> Iterator[Engine]:
 
 def rows(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
     """Everything in the tables that the first registry had."""
-    names = set(inspect(engine).get_table_names()) - {"keys", schema.REVISION_TABLE, "sqlite_sequence"}
+    names = set(inspect(engine).get_table_names()) - {"keys", "repeats", schema.REVISION_TABLE, "sqlite_sequence"}
     with engine.connect() as connection:
         tables = {name: connection.exec_driver_sql(f"SELECT * FROM {name}").all() for name in sorted(names)}  # noqa: S608
     return {name: sorted((tuple(row) for row in found), key=repr) for name, found in tables.items()}
