@@ -256,9 +256,7 @@ def test_an_engine_that_cannot_be_drained_says_so(client: httpx.Client) -> None:
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "path", ["/nowhere", "/v1", "/v1/chat/completions/x", "/docs", "/%00", "/v1/models/"]
-)
+@pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/chat/completions/x", "/docs", "/%00", "/v1/models/"])
 def test_an_unknown_path_is_an_openai_error(client: httpx.Client, path: str) -> None:
     require_error(client.get(path), 404, "unknown_url")
 
@@ -348,7 +346,7 @@ def test_with_a_key_everything_but_health_and_ready_asks_for_it(
         Served(home, stock.base, Gatekeeper.for_bind("127.0.0.1", KEY)) as keyed,
         httpx.Client(base_url=keyed.url, timeout=DEADLINE) as client,
     ):
-        for path in ("/v1/models", "/metrics", "/nowhere", "/admin/v1/engines"):
+        for path in ("/v1/models", "/metrics", "/nowhere", "/openapi.json", "/admin/v1/engines"):
             response = client.get(path)
             error = require_error(response, 401, "invalid_api_key")
             assert response.headers["www-authenticate"] == "Bearer"
