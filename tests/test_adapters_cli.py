@@ -18,8 +18,8 @@ import click
 import pytest
 from sqlalchemy import select, update
 
+from adapters import database, schema
 from adapters import main as main_module
-from adapters import schema
 from adapters.check import WEIGHTS_FILE
 from adapters.manifests import weights_digest
 from adapters.registry import Registry
@@ -412,7 +412,7 @@ def test_forgetting_says_so_where_a_reader_still_holds_the_bytes(
 ) -> None:
     run("route", "create", "sql")
     run("route", "examples", "add", "sql", "--text", "SECRET")
-    monkeypatch.setattr(schema, "BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 50)
     with registry.reading() as connection:
         connection.execute(select(schema.examples)).all()
         run("route", "forget", "sql").refused("log still holds its bytes", "run the command again")
@@ -486,7 +486,7 @@ def test_a_registry_url_that_leads_nowhere_is_refused(run: Run, url: str) -> Non
 def test_a_locked_registry_is_refused_after_waiting_and_readers_go_on(
     shipped: Run, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 50)
     lock = sqlite3.connect(home / "registry.db", isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
     shipped("route", "disable", "sql").refused("database is locked")
