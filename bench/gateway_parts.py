@@ -122,7 +122,7 @@ async def _latency(bench: Bench, straight: Arm, arm: Arm, effort: Effort, *, str
     cpu_us = (await bench.load(arm, 1, stream=stream)).cpu_us
     bench.behave(first_ms=FIRST_MS, event_ms=EVENT_MS if stream else 0)
     try:
-        full = await bench.load(arm, effort.seconds, stream=stream, clients=_enough_clients(cpu_us))
+        full = await bench.load(arm, max(2, effort.seconds), stream=stream, clients=_enough_clients(cpu_us))
         rate = max(2.0, full.rate / 2)
         seconds = effort.latency_seconds / 2
         ran: list[tuple[Came, float]] = []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import linear_regression
 
 from .gateway_parts import ASKED, Found, Held, Latency
 from .results import Row
 from .spread import percentile, row_of_rounds
 
 OURS = ("pinned", "auto")
+SMALL_BODIES = ("", "streamed")
 TARGETS = {"cpu_us_pinned": "target: at most 350", "cpu_us_auto": "target: at most 600"}
 LATENCY_TARGETS = {0.5: "target: under 1", 0.99: "target: under 5"}
 
@@ -54,7 +56,7 @@ def _cpu_rows(found: Found, cores: int) -> Iterator[Row]:
 def _ratio_rows(found: Found) -> Iterator[Row]:
     """Medians of the rounds' own ratios: a round's servers ran right after one another."""
     arms = dict.fromkeys(arm for _, arm in found.loads)
-    for cell in dict.fromkeys(cell for cell, _ in found.loads):
+    for cell in [cell for cell in SMALL_BODIES if any(measured == cell for measured, _ in found.loads)]:
         for other in [arm for arm in arms if arm not in (*OURS, "straight")]:
             for own in [arm for arm in OURS if arm in arms]:
                 yield _ratio(found, cell, own, other)
@@ -72,8 +74,8 @@ def _ratio(found: Found, cell: str, own: str, other: str) -> Row:
 
 def _rate_rows(found: Found) -> Iterator[Row]:
     for (cell, arm), loads in found.loads.items():
-        rates = [load.rate for load in loads]
-        if cell in ("", "streamed"):
+        rates = [load.rate for load in loads if load.answered]
+        if cell in SMALL_BODIES:
             yield row_of_rounds(_named("rate", arm, cell), rates, "requests/s", "closed loop of 32 clients")
 
 
@@ -108,11 +110,12 @@ def _classified_rows(found: Found) -> Iterator[Row]:
 
 
 def _memory_rows(memory: Sequence[Held]) -> Iterator[Row]:
-    """Growth is taken from the middle to the end: what is filled once is full by then."""
+    """Growth is the slope (least squares) of the second half: what is filled once is full by then."""
     if not memory:
         return
-    first, middle, last = memory[0], memory[len(memory) // 2], memory[-1]
+    first, last, late = memory[0], memory[-1], memory[len(memory) // 2 :]
     yield Row("memory_mb_before", first.mb, "MB", f"after {first.requests:,} requests")
     yield Row("memory_mb_after", last.mb, "MB", f"after {last.requests:,} requests, each with another text")
-    grown = (last.mb - middle.mb) * 1e6 / max(1, last.requests - middle.requests)
-    yield Row("memory_bytes_per_request", grown, "bytes", f"from request {middle.requests:,} to the last")
+    grown = linear_regression([held.requests for held in late], [held.mb * 1e6 for held in late]).slope
+    spread = f"{min(held.mb for held in late):.1f} to {max(held.mb for held in late):.1f} MB"
+    yield Row("memory_bytes_per_request", grown, "bytes", f"from request {late[0].requests:,} to the last; {spread}")
