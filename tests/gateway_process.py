@@ -59,6 +59,11 @@ class GatewayProcess:
             text=True,
             env=environment(**variables),
         )
+        return cls.around(process)
+
+    @classmethod
+    def around(cls, process: subprocess.Popen[str]) -> GatewayProcess:
+        """A server that was started with its standard error piped."""
         started = cls(process)
         started._reader = threading.Thread(target=started._read, daemon=True)
         started._reader.start()
