@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import uuid
+import secrets
 from collections.abc import Callable
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -38,18 +37,19 @@ class Porch:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        # Of two that are alike the first counts, as everywhere in Starlette.
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(16)}"
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                told = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
                 admission: Admission | None = scope["state"].get("admission")
                 if admission is not None:
-                    told = ((name.encode(), value.encode()) for name, value in admission.headers().items())
-                    message["headers"] = [*message["headers"], *told]
+                    told += [(name.encode(), value.encode()) for name, value in admission.headers().items()]
+                message["headers"] = told
             await send(message)
 
         try:

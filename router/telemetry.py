@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -20,6 +21,7 @@ MAX_TOKENS = 2**40  # of one answer: an engine that says more may not spoil the 
 # A line of the stream itself: inside an event's data, line ends are escaped.
 _RESPONSE_END = re.compile(rb"event: response\.(?:completed|incomplete|failed)\r?\n")
 _RESPONSE_END_BYTES = 40  # no less than the longest of them
+_RESPONSE_EVENT = b"event: response."
 _RESPONSE_TOKEN = b"event: response.output_text.delta"
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -38,16 +40,19 @@ class Tail:
         self._events = 0
         self._response_tokens = 0
         self._response_ended = False
+        self._counted: tuple[int | None, int, bool] | None = None
         self.first_byte_seconds: float | None = None
 
     def push(self, piece: bytes, seconds: float) -> None:
         if self.first_byte_seconds is None:
             self.first_byte_seconds = seconds
+        self._counted = None
         if self._stream:
             self._events += piece.count(b"data: ")
-            self._response_tokens += piece.count(_RESPONSE_TOKEN)
-            if _RESPONSE_END.search(self._kept[-_RESPONSE_END_BYTES:] + piece):
-                self._response_ended = True
+            seen = self._kept[-_RESPONSE_END_BYTES:] + piece
+            if _RESPONSE_EVENT in seen:
+                self._response_tokens += piece.count(_RESPONSE_TOKEN)
+                self._response_ended = self._response_ended or _RESPONSE_END.search(seen) is not None
         self._kept = (self._kept + piece)[-TAIL_BYTES:]
 
     @property
@@ -57,18 +62,30 @@ class Tail:
 
     def tokens(self) -> tuple[int | None, int, bool]:
         """(prompt tokens, completion tokens, estimated): from the usage, else one token for each event."""
-        found = _USAGE.findall(self._kept)
+        if self._counted is None:
+            self._counted = self._count()
+        return self._counted
+
+    def _count(self) -> tuple[int | None, int, bool]:
         try:
-            usage = json.loads(found[-1]) if found else {}
+            usage = self._usage()
             if "input_tokens" in usage:  # as /v1/responses counts
-                return _count(usage["input_tokens"]), _count(usage.get("output_tokens", 0)), False
-            return _count(usage["prompt_tokens"]), _count(usage.get("completion_tokens", 0)), False
+                return _number(usage["input_tokens"]), _number(usage.get("output_tokens", 0)), False
+            return _number(usage["prompt_tokens"]), _number(usage.get("completion_tokens", 0)), False
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             # The role, the end and [DONE] are events without a token; of a response, most kinds of events are.
             return None, self._response_tokens or max(0, self._events - 3), True
 
+    def _usage(self) -> dict[str, Any]:
+        """The last usage object; `{}` where there is none."""
+        last = _USAGE.match(self._kept, max(0, self._kept.rfind(b'"usage"')))
+        if last is not None:
+            return cast(dict[str, Any], json.loads(last[1]))
+        found = _USAGE.findall(self._kept)  # of the last event it may be null
+        return cast(dict[str, Any], json.loads(found[-1])) if found else {}
 
-def _count(tokens: str | float) -> int:
+
+def _number(tokens: str | float) -> int:
     """A number of tokens, whatever an engine says; raises `ValueError` or `OverflowError` for what is none."""
     return min(max(0, int(tokens)), MAX_TOKENS)
 
@@ -111,6 +128,7 @@ class Telemetry:
         self._engines = EngineMetrics()
         self.registry.register(self._engines)
         self._log = decision_log
+        self._routes: dict[str, _RouteSeries] = {}
 
     def finished(
         self,
@@ -122,15 +140,15 @@ class Telemetry:
         text: str | None = None,
     ) -> None:
         """Count a request whose answer has ended, one way or another. `text` is what was classified."""
-        route = decision.route or "base"
-        self._requests.labels(route, decision.stage, decision.reason, outcome).inc()
-        self._seconds.labels(route).observe(seconds)
+        route = self._route(decision.route or "base")
+        route.requests(decision, outcome).inc()
+        route.seconds.observe(seconds)
         if tail.first_byte_seconds is not None:
-            self._first_byte.labels(route).observe(tail.first_byte_seconds)
+            route.first_byte.observe(tail.first_byte_seconds)
         prompt, completion, estimated = tail.tokens()
         if prompt is not None:
-            self._tokens.labels(route, "prompt", "false").inc(prompt)
-        self._tokens.labels(route, "completion", str(estimated).lower()).inc(completion)
+            route.prompt_tokens.inc(prompt)
+        (route.estimated_tokens if estimated else route.completion_tokens).inc(completion)
         if self._log is not None:
             self._log.write(decision, request_id, outcome, seconds, text)
 
@@ -158,3 +176,48 @@ class Telemetry:
     def close(self) -> None:
         if self._log is not None:
             self._log.close()
+
+    def _route(self, name: str) -> _RouteSeries:
+        series = self._routes.get(name)
+        if series is None:
+            series = self._routes[name] = _RouteSeries(
+                name,
+                self._requests,
+                seconds=self._seconds.labels(name),
+                first_byte=self._first_byte.labels(name),
+                tokens=self._tokens,
+            )
+        return series
+
+
+class _RouteSeries:
+    """The series of one route, found once: prometheus_client takes longer to find one than to count."""
+
+    def __init__(
+        self, name: str, requests: Counter, *, seconds: Histogram, first_byte: Histogram, tokens: Counter
+    ) -> None:
+        self.seconds = seconds
+        self.first_byte = first_byte
+        self._name = name
+        self._all_requests = requests
+        self._requests: dict[tuple[str, str, str], Counter] = {}
+        self._tokens = tokens
+
+    def requests(self, decision: Decision, outcome: Outcome) -> Counter:
+        labels = decision.stage, decision.reason, outcome
+        counter = self._requests.get(labels)
+        if counter is None:
+            counter = self._requests[labels] = self._all_requests.labels(self._name, *labels)
+        return counter
+
+    @cached_property
+    def prompt_tokens(self) -> Counter:
+        return self._tokens.labels(self._name, "prompt", "false")
+
+    @cached_property
+    def completion_tokens(self) -> Counter:
+        return self._tokens.labels(self._name, "completion", "false")
+
+    @cached_property
+    def estimated_tokens(self) -> Counter:
+        return self._tokens.labels(self._name, "completion", "true")
