@@ -14,6 +14,8 @@ from typing import Any
 from .errors import RegistryUnavailable
 
 MANIFEST_FILE = "manifest.json"
+# They have no folders; asked to make one, some clients would make the bucket of a mistyped URL.
+_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci"})
 
 
 class Remote:
@@ -32,13 +34,14 @@ class Remote:
         """Copy a published folder, its manifest last; where the same is there already, it is written over."""
         names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST_FILE)
         with _reached(self.url):
-            self._fs.makedirs(self._path(key), exist_ok=True)
+            self._make_folder(self._path(key))
             for name in [*names, MANIFEST_FILE]:
                 self._fs.put_file(str(folder / name), self._path(key, name))
 
     def pull(self, key: str, target: Path) -> bool:
         """Copy a published folder into `target`, which exists and is empty; false where none is published."""
         with _reached(self.url):
+            self._fs.invalidate_cache()  # a listing kept from before would hide what was mended since
             if not self._fs.exists(self._path(key, MANIFEST_FILE)):
                 return False
             for path in self._fs.ls(self._path(key), detail=False):
@@ -60,13 +63,17 @@ class Remote:
     def put(self, content: bytes, key: str) -> None:
         """Write one object."""
         with _reached(self.url):
-            self._fs.makedirs(self._path(key).rpartition("/")[0], exist_ok=True)
+            self._make_folder(self._path(key).rpartition("/")[0])
             self._fs.pipe_file(self._path(key), content)
 
     def get(self, key: str) -> bytes | None:
         """Read one object, `None` where there is none."""
         with _reached(self.url):
             return bytes(self._fs.cat_file(self._path(key))) if self._fs.exists(self._path(key)) else None
+
+    def _make_folder(self, path: str) -> None:
+        if self.url.partition("://")[0] not in _OBJECT_STORES:
+            self._fs.makedirs(path, exist_ok=True)
 
     def _path(self, *parts: str) -> str:
         return "/".join([self._root.rstrip("/"), *parts])
