@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -15,13 +16,16 @@ import pytest
 
 from adapters.home import Home
 from router.backends.echo import EchoBackend
+from router.backends.vllm.told import ToldEngines
 from router.cli import listen
 from router.errors import WorkersFailed
+from router.principal import KeyRing
 from router.settings import read_settings
+from router.workers.agreement import Agreement
 from router.workers.crew import MAX_STILLBORN, Crew
 from router.workers.messages import Hello
 from tests.gateway_process import GatewayProcess
-from tests.worker_processes import is_running, port_of, unread_stream, wait_until, workers_of
+from tests.worker_processes import DEADLINE, is_running, port_of, stopped, unread_stream, wait_until, workers_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
 
@@ -72,14 +76,11 @@ def test_workers_whose_parent_was_killed_end_by_themselves(gateway: GatewayProce
 
 
 def test_workers_that_end_as_soon_as_they_are_started_end_the_gateway(tmp_path: Path) -> None:
-    settings = read_settings(
-        Home.at(tmp_path), {}, host="127.0.0.1", port=0, workers=2, engine={"base": "tiny", "backend": "echo"}
-    )
     words = [sys.executable, "-I", "-S", "-c", "raise SystemExit(3)"]
 
     async def scenario() -> None:
         with closing(listen("127.0.0.1", 0)) as bound:
-            crew = Crew(Hello(0, settings, "tiny", None, True), bound, EchoBackend("tiny"), nobody_asks, command=words)
+            crew = Crew(2, agreement_of(tmp_path), bound, EchoBackend("tiny"), nobody_asks, command=words)
             try:
                 await crew.run()
             finally:
@@ -87,6 +88,37 @@ def test_workers_that_end_as_soon_as_they_are_started_end_the_gateway(tmp_path: 
 
     with pytest.raises(WorkersFailed, match=f"{MAX_STILLBORN} workers in a row .* exit code 3"):
         asyncio.run(scenario())
+
+
+def test_a_worker_that_does_not_answer_is_killed_and_replaced(tmp_path: Path) -> None:
+    def others_than(first: int) -> set[int]:
+        return {pid for pid in workers_of(os.getpid()) if pid != first}
+
+    async def scenario() -> None:
+        with closing(listen("127.0.0.1", 0)) as bound:
+            agreement = agreement_of(tmp_path)
+            crew = Crew(1, agreement, bound, EchoBackend("tiny"), nobody_asks, hung_seconds=2.0)
+            running = asyncio.create_task(crew.run())
+            try:
+                await agreement.all_serving(1, DEADLINE)
+                (first,) = workers_of(os.getpid())
+                with stopped(first):
+                    async with asyncio.timeout(DEADLINE):
+                        while is_running(first) or not others_than(first):  # noqa: ASYNC110 - a process sets no event
+                            await asyncio.sleep(0.005)
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+                await crew.stop()
+
+    asyncio.run(scenario())
+    assert not workers_of(os.getpid())
+
+
+def agreement_of(home: Path) -> Agreement:
+    engine = {"base": "tiny", "backend": "echo"}
+    settings = read_settings(Home.at(home), {}, host="127.0.0.1", port=0, engine=engine)
+    return Agreement(Hello(0, settings, "tiny", None, loopback=True), KeyRing, ToldEngines)
 
 
 async def nobody_asks(what: str, _body: dict[str, Any]) -> dict[str, Any]:

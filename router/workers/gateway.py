@@ -25,14 +25,16 @@ from adapters.registry import Registry
 from ..auth import Gatekeeper
 from ..backends.base import Backend
 from ..backends.vllm.backend import VllmBackend
+from ..backends.vllm.told import ToldEngines
 from ..catalog import Catalog
 from ..decision_log import DecisionLog, keep_swept
 from ..lifecycle import WARM_SECONDS, announce, gateway_id, stop_on_signals
 from ..opening import open_classifier
 from ..settings import Settings
 from ..telemetry import Telemetry
+from .agreement import Agreement
 from .channel import Document
-from .crew import Crew
+from .crew import Crew, Work
 from .judges import SharedJudging
 from .messages import Facts, Hello
 from .totals import render
@@ -50,10 +52,10 @@ class Parent:
         vllm = engine if isinstance(engine, VllmBackend) else None
         told = replace(settings, api_key=None, engine=replace(settings.engine, key=None))
         hello = Hello(0, told, engine.base_id, digest, gatekeeper.loopback, follows_engines=vllm is not None)
-        self.crew = Crew(hello, bound, engine, self._answer)
+        self.agreement = Agreement(hello, lambda: self.catalog.keys, vllm.told if vllm is not None else ToldEngines)
+        works = vllm.works if vllm is not None else _nothing
+        self.crew = Crew(settings.workers, self.agreement, bound, engine, self._answer, works=works)
         self._vllm = vllm
-        if vllm is not None:
-            self.crew.engines, self.crew.works = vllm.told, vllm.works
         self.catalog = Catalog(
             registry,
             settings.home.open_store(),
@@ -61,10 +63,9 @@ class Parent:
             open_classifier,
             gateway_id(),
             on_load=self.telemetry.loaded,
-            tell=self.crew.tell,
-            keep_judge=partial(SharedJudging, partial(exemplars_of, registry), self.crew),
+            tell=self.agreement.tell,
+            keep_judge=partial(SharedJudging, partial(exemplars_of, registry), self.agreement),
         )
-        self.crew.keys = lambda: self.catalog.keys
 
     async def _answer(self, what: str, body: Document) -> Document:
         if what == "ensure_resident":
@@ -82,14 +83,14 @@ class Parent:
             await self._engine.drain(body["name"])
         elif what == "resume":
             await self._engine.resume(body["name"])
-        self.crew.tell_engines()
+        self.agreement.tell_engines()
         return asdict(await self._facts())
 
     async def tell_of_engines(self) -> None:
         """Tell all workers of each change of an engine, until cancelled."""
         while self._vllm is not None:
             await self._vllm.until_changed()
-            self.crew.tell_engines()
+            self.agreement.tell_engines()
 
     async def _facts(self) -> Facts:
         catalog = self.catalog
@@ -107,6 +108,10 @@ class Parent:
         return render(self.telemetry.registry, await self.crew.counts()).decode()
 
 
+def _nothing(_number: int, _work: Work) -> None:
+    """For an engine whose work the parent sees itself."""
+
+
 async def run_parent(
     settings: Settings, gatekeeper: Gatekeeper, registry: Registry, engine: Backend, bound: socket.socket
 ) -> None:
@@ -120,7 +125,7 @@ async def run_parent(
     address = bound.getsockname()[:2]
 
     async def announced() -> None:
-        await parent.crew.all_serving(WARM_SECONDS)
+        await parent.agreement.all_serving(settings.workers, WARM_SECONDS)
         await announce(parent.catalog, address, settings)
 
     async def serving() -> None:

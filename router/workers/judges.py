@@ -14,7 +14,7 @@ from ..classify.judge import Judge
 from ..classify.memory import Memory
 from ..daemon_thread import in_daemon_thread
 from ..judge_building import ReadExemplars, reason_of
-from .crew import Crew
+from .agreement import Agreement
 
 RETRY_SECONDS = 1.0
 log = logging.getLogger("branchline.judging")
@@ -27,10 +27,10 @@ class SharedJudging:
     """
 
     def __init__(
-        self, read_exemplars: ReadExemplars, crew: Crew, background: Background, swapped: Callable[[], None]
+        self, read_exemplars: ReadExemplars, agreement: Agreement, background: Background, swapped: Callable[[], None]
     ) -> None:
         self._read_exemplars = read_exemplars
-        self._crew = crew
+        self._agreement = agreement
         self._background = background
         self._swapped = swapped
         self._classifier: str | None = None
@@ -41,7 +41,7 @@ class SharedJudging:
         self._unread: str | None = None
         self._in_force: tuple[str | None, str | None] = (None, None)
         self.judge = Judge(None, Memory.build(()))
-        crew.judged = self._look
+        agreement.judged = self._look
 
     @property
     def classifier_digest(self) -> str | None:
@@ -61,13 +61,13 @@ class SharedJudging:
 
     @property
     def problem(self) -> str | None:
-        of_workers = (one.problem for one in self._crew.judged_with() if one.problem is not None)
+        of_workers = (one.problem for one in self._agreement.judged_with() if one.problem is not None)
         return self._unread or next(of_workers, None)
 
     def follow(self, view: View) -> None:
         if view.live_classifier != self._classifier:
             self._classifier = view.live_classifier
-            self._crew.tell_judge(self._classifier, None)
+            self._agreement.tell_judge(self._classifier, None)
         if exemplars_changed(view):
             self._changes += 1
             self._begin()
@@ -92,12 +92,12 @@ class SharedJudging:
             self._unread = None
             self._told = changes
             self._exemplars = found.digest
-            self._crew.tell_judge(self._classifier, _document(found))
+            self._agreement.tell_judge(self._classifier, _document(found))
         self._look()
 
     def _look(self) -> None:
         """Find out what is in force now."""
-        told = self._crew.judged_with()
+        told = self._agreement.judged_with()
         found = (
             _common(self._classifier, [one.classifier_digest for one in told]),
             _common(self._exemplars, [one.exemplars_digest for one in told]),
