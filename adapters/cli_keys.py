@@ -11,9 +11,10 @@ import click
 from .command import open_home, wait_clock
 from .convergence import wait_in_force
 from .home import Home, home_options
-from .keyring import change_key, create_key, keys_of, revoke_key
+from .keyring import change_key, create_key, key_events, keys_of, revoke_key
 from .keys import MAX_LIMIT, ROLES, ApiKey, KeyLimits, Role
 from .output import json_option, note, print_json, print_table
+from .records import event_row
 from .registry import Registry
 
 Command = Callable[..., None]
@@ -144,6 +145,21 @@ def revoke(home: Home, name: str, why: str | None, no_wait: bool) -> None:
     registry, _ = open_home(home)
     change = revoke_key(registry, name, why=why)
     click.echo(_said(registry, change.event.serial, f"key {change.key.name} revoked", started, wait=not no_wait))
+
+
+@key.command()
+@click.argument("name", required=False)
+@json_option
+@home_options
+def history(home: Home, name: str | None, as_json: bool) -> None:
+    """Print what happened to all keys, or to those of this name or id: who, when, what, why."""
+    registry, _ = open_home(home)
+    events = key_events(registry, name)
+    if as_json:
+        print_json([event_row(event) for event in events])
+        return
+    rows = [(one.serial, one.time, one.kind, one.payload["name"], one.actor, one.why) for one in events]
+    print_table(("serial", "time", "event", "key", "who", "why"), rows)
 
 
 def _limits(before: KeyLimits, given: dict[str, int | None]) -> KeyLimits:

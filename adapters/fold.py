@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 
 from .keys import ROLES, ApiKey, KeyLimits
-from .types import ClassifierState, Event, RouteName, RouteState
+from .types import KEY_EVENTS, ClassifierState, Event, RouteName, RouteState
 
 
 def apply_to_route(state: RouteState | None, event: Event) -> RouteState:
@@ -81,7 +81,7 @@ def fold_classifier(events: Iterable[Event]) -> ClassifierState:
 
 def apply_to_keys(keys: Mapping[str, ApiKey], event: Event) -> Mapping[str, ApiKey]:
     """All keys by id after `event`, without their digests; events of other kinds change nothing."""
-    if event.kind not in ("key_created", "key_changed", "key_revoked"):
+    if event.kind not in KEY_EVENTS:
         return keys
     known = str(event.payload["id"])
     if event.kind == "key_revoked":

@@ -34,6 +34,7 @@ from .records import (
 )
 from .rows import is_unicode
 from .types import (
+    KEY_EVENTS,
     AdapterVersion,
     ClassifierState,
     ClassifierVersion,
@@ -315,7 +316,7 @@ def _view(connection: Connection, serial: int, after: int) -> View:
 
 def _keys_of(connection: Connection, events: Sequence[Event]) -> tuple[ApiKey, ...]:
     """The keys that `events` are about."""
-    ids = {str(event.payload["id"]) for event in events if event.kind in ("key_created", "key_changed", "key_revoked")}
+    ids = {str(event.payload["id"]) for event in events if event.kind in KEY_EVENTS}
     rows = connection.execute(select(schema.keys).where(schema.keys.c.id.in_(sorted(ids)))) if ids else ()
     return tuple(key_from_row(row) for row in rows)
 

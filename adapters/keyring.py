@@ -12,7 +12,7 @@ from .errors import AlreadyExists, NotFound
 from .journal import Journal
 from .keys import ApiKey, KeyLimits, Role, new_key_id, new_secret, parse_key_name, secret_digest
 from .records import key_from_row, key_row
-from .types import Event
+from .types import KEY_EVENTS, Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,12 @@ def keys_of(journal: Journal) -> list[ApiKey]:
     with journal.reading() as connection:
         rows = connection.execute(select(schema.keys).order_by(schema.keys.c.created_at, schema.keys.c.id))
         return [key_from_row(row) for row in rows]
+
+
+def key_events(journal: Journal, name: str | None = None) -> list[Event]:
+    """What happened to keys, in order; to those that ever had this name or id, where one is given."""
+    found = [event for event in journal.events() if event.kind in KEY_EVENTS]
+    return [one for one in found if name is None or name in (one.payload["name"], one.payload["id"])]
 
 
 def _rights(key: ApiKey) -> dict[str, object]:

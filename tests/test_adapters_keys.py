@@ -330,6 +330,23 @@ def test_the_list_shows_keys_in_force_and_with_revoked_all_of_them_and_never_a_s
     assert [line.split()[0] for line in run("list", "--revoked").stdout.splitlines()] == ["name", "app", "shop"]
 
 
+def test_the_history_tells_who_did_what_when_and_why_and_no_secret(run: Run, registry: Registry) -> None:
+    secret = run("create", "app", "--role", "inference", "--why", "the shop").stdout.strip()
+    run("create", "ops", "--role", "operator")
+    run("revoke", "app", "--why", "leaked")
+    registry.disable("sql")
+    events = json.loads(run("history", "--json").stdout)
+    told = [(one["kind"], one["payload"]["name"], one["why"]) for one in events]
+    assert told == [("key_created", "app", "the shop"), ("key_created", "ops", None), ("key_revoked", "app", "leaked")]
+    assert all(one["actor"] and one["time"] for one in events)
+    key_id = events[0]["payload"]["id"]
+    assert run("history", "app").stdout == run("history", key_id).stdout
+    assert [line.split()[2] for line in run("history", "app").stdout.splitlines()[1:]] == ["key_created", "key_revoked"]
+    for said in (run("history").output, run("history", "--json").output):
+        assert secret not in said
+        assert secret_digest(secret) not in said
+
+
 def test_set_changes_what_is_given_and_leaves_the_rest(run: Run, registry: Registry) -> None:
     run("create", "app", "--role", "inference", "--route", "sql", "--tokens-per-minute", "100")
     assert "key app changed (serial 4)" in run("set", "app", "--max-concurrent", "4").stdout
