@@ -12,6 +12,7 @@ from typing import cast
 import httptools
 
 MAX_HEAD_BYTES = 64 * 1024
+MAX_ANSWER_BYTES = 64 * 1024 * 1024  # of one that is read whole
 HIGH_WATER = 256 * 1024  # bytes that came and nobody has read: no more is taken from the engine until somebody does
 
 
@@ -67,13 +68,16 @@ class Incoming:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def read(self) -> bytes:
-        """All that is left."""
+        """All that is left; `AnswerBroken` where that is over `MAX_ANSWER_BYTES`."""
         whole = await self.readany()
         if self.complete and not self._pieces:
             return whole
-        pieces = [whole]
+        pieces, size = [whole], len(whole)
         while piece := await self.readany():
             pieces.append(piece)
+            size += len(piece)
+            if size > MAX_ANSWER_BYTES:
+                raise AnswerBroken("it is too long")
         return b"".join(pieces)
 
     def close(self) -> None:
@@ -134,6 +138,7 @@ class Connection(asyncio.Protocol):
         self._until_closed = False
         self._stays = False
         self._head_bytes = 0
+        self._unread_head = 0
         self._head: dict[bytes, bytes] = {}
 
     @property
@@ -149,6 +154,7 @@ class Connection(asyncio.Protocol):
             raise ConnectionLost("the connection was closed")
         self._incoming = Incoming(self)
         self._done = False
+        self._unread_head = 0
         self._transport.write(head + body)
         return self._incoming
 
@@ -180,6 +186,10 @@ class Connection(asyncio.Protocol):
             return
         if self._done:
             self._become_idle(incoming)
+        elif not incoming.status:  # httptools holds back a line that has no end yet
+            self._unread_head += len(data)
+            if self._unread_head > MAX_HEAD_BYTES:
+                incoming.fail(AnswerBroken("its head is too long"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         incoming, self._incoming, self._transport = self._incoming, None, None
