@@ -6,16 +6,16 @@
     python -m bench.gateway_overhead --quick --arm pinned --arm auto --part cpu --home FOLDER     while working on it
 
 One instant upstream in its own process (`gateway_upstream`), one server of each kind in front of it
-(`gateway_servers`), load by wrk. Gateways have core 0, each in its turn; upstream and load share core 1. Every request
-has another text: CLINC150 rows that the classifier has not seen. CPU time is user + system of the server's processes,
-children included, over the requests it answered.
+(`gateway_servers`), load by wrk. Gateways have one core, each in its turn; upstream and load share another. Every
+request has another text: CLINC150 rows that the classifier has not seen. CPU time is user + system of the server's
+processes, children included, over the requests that they sent on to the upstream.
 
     cpu       closed loop of 32 clients, 1 KB bodies: pinned names a route, auto is classified
     streamed  the same, answers of 16 events
     sizes     bodies of 16 KB and 256 KB
     latency   the upstream answers after 50 ms (streams: then an event each 2 ms); a constant rate of half of what
               the server carries, from the moment a request is due, minus straight to the upstream at that rate
-    memory    of the gateway, over so many requests
+    memory    of the gateway, while it answers `--requests` requests of `auto`
 
 Branchline runs with everything on: key, limits, metrics, decision headers. The peers check what `gateway_servers` says.
 """
@@ -48,7 +48,6 @@ from .gateway_rows import Missed, rows_of
 from .gateway_servers import Missing, Server, litellm, on_core, plain_proxy, upstream, vllm_router
 from .results import Row, write_results
 
-GATEWAY_CORE, LOAD_CORE = 0, 1
 ARMS = ("pinned", "auto", "litellm", "vllm_router", "fastapi_httpx")
 PEERS = {"litellm": litellm, "vllm_router": vllm_router, "fastapi_httpx": plain_proxy}
 WHOLE_RUN = Effort(seconds=3, rounds=3, latency_seconds=6, requests=200_000)
@@ -88,13 +87,13 @@ def _parser() -> argparse.ArgumentParser:
 async def _run(served: Served, folder: Path, arguments: argparse.Namespace) -> list[Row]:
     given = {name: getattr(arguments, name) for name in GIVEN if getattr(arguments, name) is not None}
     effort = replace(QUICK if arguments.quick else WHOLE_RUN, **given)
-    two = len(os.sched_getaffinity(0)) > 1
-    os.sched_setaffinity(0, {LOAD_CORE} if two else os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    os.sched_setaffinity(0, {cores[-1]})
     async with upstream(folder / "upstream.log") as straight, AsyncExitStack() as stack:
-        with on_core(GATEWAY_CORE if two else None):
+        with on_core(cores[0]):
             arms, missed = await _arms(stack, served, straight, folder, arguments)
         bench = Bench(served, straight)
-        return rows_of(await measure(bench, arms, arguments.part or PARTS, effort), missed, cores=2 if two else 1)
+        return rows_of(await measure(bench, arms, arguments.part or PARTS, effort), missed, cores=len(cores))
 
 
 async def _arms(

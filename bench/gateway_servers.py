@@ -60,11 +60,10 @@ class Missing(Exception):
 
 
 @contextmanager
-def on_core(core: int | None) -> Iterator[None]:
+def on_core(core: int) -> Iterator[None]:
     """Processes that are started in this block keep to one core."""
     before = os.sched_getaffinity(0)
-    if core is not None:
-        os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, {core})
     try:
         yield
     finally:
