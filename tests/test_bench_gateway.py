@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,8 @@ import pytest
 from adapters.home import Home
 from bench.adapter_folder import BASE
 from bench.gateway import gateway
-from bench.gateway_cells import Arm, Bench, Load
+from bench.gateway_answers import WHOLE
+from bench.gateway_cells import SCRIPT, Arm, Bench, Load
 from bench.gateway_home import Served
 from bench.gateway_parts import Found, Held, Latency
 from bench.gateway_requests import PATH, Template, endless_texts, write_texts
@@ -171,7 +172,41 @@ def test_a_gateway_takes_the_instant_upstream_for_an_engine(tmp_path: Path) -> N
     asyncio.run(run())
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+
+
+@needs_wrk
+def test_wrk_sends_the_same_requests_as_the_open_loop(tmp_path: Path) -> None:
+    """Byte by byte, in the order of the texts, from the given number on."""
+    seen: list[bytes] = []
+
+    async def keep(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionResetError):
+            while len(seen) < 8:
+                head = await reader.readuntil(b"\r\n\r\n")
+                seen.append(head + await reader.readexactly(1024))
+                writer.write(WHOLE)
+        writer.close()
+
+    async def run() -> None:
+        async with await asyncio.start_server(keep, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            command = ["wrk", "-t1", "-c1", "-d1s", "-s", str(SCRIPT), f"http://127.0.0.1:{port}", "--"]
+            process = await asyncio.create_subprocess_exec(
+                *command, str(tmp_path), str(tmp_path / "texts"), "2", stdout=asyncio.subprocess.DEVNULL
+            )
+            await process.wait()
+
+    template = Template.of("auto", 1024, stream=False, key="k", filler="Real text. ")
+    template.write(tmp_path)
+    write_texts(tmp_path / "texts", TEXTS)
+    asyncio.run(run())
+    texts = list(itertools.islice(endless_texts(tmp_path / "texts", 2), 10))
+    first = texts.index(next(text for text in texts if template.request(text) == seen[0]))
+    assert seen == [template.request(text) for text in texts[first : first + 8]]
+
+
+@needs_wrk
 def test_wrk_is_answered_by_the_instant_upstream(tmp_path: Path) -> None:
     async def run() -> Load:
         async with bench_of(tmp_path) as bench:
