@@ -22,6 +22,7 @@ PAGES = [
     ROOT / "docs" / "classifier.md",
     ROOT / "docs" / "keys.md",
     ROOT / "docs" / "methods.md",
+    ROOT / "docs" / "registry.md",
     ROOT / "examples" / "quickstart" / "demo.py",
 ]
 
