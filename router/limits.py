@@ -157,7 +157,7 @@ class Limits:
         """Let one request in, or raise `RateLimited`, which then costs nothing of the limits."""
         use = self._uses.get(principal.key_id or principal.name)
         if use is None:
-            use = self._uses[principal.key_id or principal.name] = self._new_use(principal)
+            use = self._uses[principal.key_id or principal.name] = Use(principal.name)
         if use.limits is not principal.limits:
             use.follow(principal.limits)
         most = use.limits.max_concurrent
@@ -172,9 +172,6 @@ class Limits:
         use.running += 1
         use.admitted += 1
         return self._admission(use)
-
-    def _new_use(self, principal: Principal) -> Use:
-        return Use(principal.name)
 
     def _admission(self, use: Use) -> Admission:
         return Admission(use, self._clock)

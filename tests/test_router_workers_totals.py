@@ -85,7 +85,7 @@ def test_requests_at_a_time_count_on_all_workers_and_end_with_a_worker_that_dies
     table.clear(1)
     assert not refused(other, asked)
     running.pop().ended()
-    assert other.uses[0].running == 0
+    assert not any(use.running for use in other.uses)
     running.clear()
     table.close()
 
@@ -96,6 +96,20 @@ def test_limits_that_change_hold_for_all_workers_and_what_was_used_stays_used(
     one, other = worker(1), worker(2)
     assert not any(refused(one, key(requests_per_minute=4)) for _ in range(3))
     assert refused(other, key(requests_per_minute=3))
+
+
+def test_a_key_that_gets_limits_while_requests_run_is_limited_from_then_on(
+    worker: Callable[[int], SharedLimits],
+) -> None:
+    one, other = worker(1), worker(2)
+    before = one.admit(key())
+    assert not any(refused(one, key(max_concurrent=1)) for _ in range(2))
+    before.ended()
+    running = one.admit(key(max_concurrent=1))
+    assert refused(other, key(max_concurrent=1))
+    running.ended()
+    assert not refused(other, key(max_concurrent=1))
+    assert (one.uses[0].admitted, one.uses[0].running) == (4, 0)
 
 
 def test_who_has_no_limits_is_counted_and_never_refused(worker: Callable[[int], SharedLimits]) -> None:

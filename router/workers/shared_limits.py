@@ -14,23 +14,21 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
 
 from adapters.keys import KeyLimits
 
-from ..limits import Admission, Limits, Meter, Use
+from ..limits import Admission, Limits, Use
 from ..principal import Principal
 from ..settings import MAX_WORKERS
 
 SLOTS = 1 << 16  # more keys than that share slots, and with them their limits
 _NAME = struct.Struct("=16s")
-_METER = struct.Struct("=dd")  # level and when that was, on the clock of the machine
+_METERS = struct.Struct("=dddd")  # requests, tokens: the level of each, and when that was on the machine's clock
 _COUNT = struct.Struct("=I")
-_REQUESTS = _NAME.size
-_TOKENS = _REQUESTS + _METER.size
-_RUNNING = _TOKENS + _METER.size
+_RUNNING = _NAME.size + _METERS.size
 SLOT_BYTES = _RUNNING + (MAX_WORKERS + 1) * _COUNT.size
+NO_LIMITS = KeyLimits()
 
 
 def new_table() -> int:
@@ -48,19 +46,19 @@ def new_table() -> int:
 
 
 class Table:
-    """The table behind `descriptor`, as worker `number` writes it (0 is the parent)."""
+    """The table behind `descriptor`, as worker `number` writes it (0 is the parent). Closed with `close`."""
 
     def __init__(self, descriptor: int, number: int) -> None:
         self.descriptor = descriptor
         self._memory = mmap.mmap(descriptor, SLOTS * SLOT_BYTES)
-        self._number = number
-        self._depth = 0
+        self._column = _RUNNING + number * _COUNT.size
 
     def slot(self, key: str) -> int:
         """Where the key's slot begins, its own from now on."""
         name = hashlib.blake2b(key.encode(), digest_size=_NAME.size).digest()
         first = int.from_bytes(name[:4]) % SLOTS
-        with self.locked(SLOTS * SLOT_BYTES):  # a byte behind the last slot: no key's
+        self.lock(SLOTS * SLOT_BYTES)  # a byte behind the last slot: no key's
+        try:
             for place in range(first, first + SLOTS):
                 start = place % SLOTS * SLOT_BYTES
                 (found,) = _NAME.unpack_from(self._memory, start)
@@ -69,35 +67,27 @@ class Table:
                     return start
                 if found == name:
                     return start
+        finally:
+            self.unlock(SLOTS * SLOT_BYTES)
         return first * SLOT_BYTES
 
-    @contextmanager
-    def locked(self, start: int) -> Iterator[None]:
-        """Nobody else reads or writes the slot meanwhile. Microseconds, so that an event loop may wait for it."""
-        if self._depth == 0:
-            fcntl.lockf(self.descriptor, fcntl.LOCK_EX, 1, start)
-        self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            if self._depth == 0:
-                fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+    def lock(self, start: int) -> None:
+        """Nobody else reads or writes the slot until `unlock`. Microseconds, so that an event loop may wait for it."""
+        fcntl.lockf(self.descriptor, fcntl.LOCK_EX, 1, start)
 
-    def meter(self, at: int) -> tuple[float, float]:
-        level, when = _METER.unpack_from(self._memory, at)
-        return level, when
+    def unlock(self, start: int) -> None:
+        fcntl.lockf(self.descriptor, fcntl.LOCK_UN, 1, start)
 
-    def set_meter(self, at: int, level: float, when: float) -> None:
-        _METER.pack_into(self._memory, at, level, when)
+    def meters(self, start: int) -> tuple[float, ...]:
+        """Level of the requests and when that was, level of the tokens and when that was."""
+        return _METERS.unpack_from(self._memory, start + _NAME.size)
 
-    def own(self, start: int) -> int:
-        """How many of the key's requests this worker answers."""
-        (count,) = _COUNT.unpack_from(self._memory, start + _RUNNING + self._number * _COUNT.size)
-        return int(count)
+    def set_meters(self, start: int, meters: Iterable[float]) -> None:
+        _METERS.pack_into(self._memory, start + _NAME.size, *meters)
 
     def set_own(self, start: int, count: int) -> None:
-        _COUNT.pack_into(self._memory, start + _RUNNING + self._number * _COUNT.size, max(0, count))
+        """How many of the key's requests this worker answers."""
+        _COUNT.pack_into(self._memory, start + self._column, max(0, count))
 
     def all_running(self, start: int) -> int:
         """How many of the key's requests all workers answer."""
@@ -107,7 +97,7 @@ class Table:
     def clear(self, number: int) -> None:
         """Worker `number` is gone, and with it what it answered."""
         for start in range(0, SLOTS * SLOT_BYTES, SLOT_BYTES):
-            if self._memory[start]:
+            if self._memory[start : start + _NAME.size] != bytes(_NAME.size):
                 _COUNT.pack_into(self._memory, start + _RUNNING + number * _COUNT.size, 0)
 
     def close(self) -> None:
@@ -115,103 +105,89 @@ class Table:
         os.close(self.descriptor)
 
 
-class SharedMeter(Meter):
-    """A `Meter` whose level all workers see."""
-
-    def __init__(self, limit: int, table: Table, at: int) -> None:
-        self.limit = limit
-        self._table = table
-        self._at = at
-
-    @property
-    def level(self) -> float:
-        return self._table.meter(self._at)[0]
-
-    @level.setter
-    def level(self, level: float) -> None:
-        self._table.set_meter(self._at, level, self.at)
-
-    @property
-    def at(self) -> float:
-        return self._table.meter(self._at)[1]
-
-    @at.setter
-    def at(self, when: float) -> None:
-        self._table.set_meter(self._at, self.level, when)
-
-
 class SharedUse(Use):
-    """A `Use` whose meters and running requests all workers see; the counts for metrics are this worker's."""
+    """A `Use` whose meters are copies of those in its slot: good from `load` to `store`, with the slot locked between.
 
-    def __init__(self, name: str, table: Table, start: int) -> None:
-        self.table = table
-        self.start = start
-        super().__init__(name)
+    The counts for metrics, `running` among them, are this worker's.
+    """
 
-    @property
-    def running(self) -> int:
-        return self.table.own(self.start)
-
-    @running.setter
-    def running(self, count: int) -> None:
-        self.table.set_own(self.start, count)
+    def __init__(self, before: Use, table: Table, start: int) -> None:
+        super().__init__(before.name)
+        self.admitted, self.tokens_counted, self.refused = before.admitted, before.tokens_counted, before.refused
+        self._table = table
+        self._start = start
+        self._raw: tuple[float, ...] = ()
 
     @property
     def at_once(self) -> int:
-        return self.table.all_running(self.start)
+        return self._table.all_running(self._start)
 
     def follow(self, limits: KeyLimits) -> None:
-        self.limits = limits
-        self.requests = self._meter(limits.requests_per_minute, _REQUESTS)
-        self.tokens = self._meter(limits.tokens_per_minute, _TOKENS)
+        super().follow(limits)
+        self._fill()
 
-    def _meter(self, limit: int | None, offset: int) -> Meter | None:
-        return None if limit is None else SharedMeter(limit, self.table, self.start + offset)
+    def load(self) -> None:
+        self._table.lock(self._start)
+        self._raw = self._table.meters(self._start)
+        self._fill()
+
+    def store(self) -> None:
+        request_level, request_at, token_level, token_at = self._raw
+        if self.requests is not None:
+            request_level, request_at = self.requests.level, self.requests.at
+        if self.tokens is not None:
+            token_level, token_at = self.tokens.level, self.tokens.at
+        self._table.set_meters(self._start, (request_level, request_at, token_level, token_at))
+        self._table.set_own(self._start, self.running)
+        self._table.unlock(self._start)
+
+    def _fill(self) -> None:
+        if self.requests is not None:
+            self.requests.level, self.requests.at = self._raw[:2]
+        if self.tokens is not None:
+            self.tokens.level, self.tokens.at = self._raw[2:]
 
 
 class SharedAdmission(Admission):
-    """An `Admission` that locks its key's slot."""
+    """An `Admission` whose end all workers see. Its headers tell what this worker knew last."""
 
     __slots__ = ()
 
-    def headers(self) -> dict[str, str]:
-        with self._locked():
-            return super().headers()
-
     def ended(self, tokens: int = 0) -> None:
-        with self._locked():
-            super().ended(tokens)
-
-    def _locked(self) -> AbstractContextManager[None]:
         use = self._use
-        return use.table.locked(use.start) if isinstance(use, SharedUse) else nullcontext()
+        if not self._running or not isinstance(use, SharedUse):
+            return
+        use.load()
+        try:
+            super().ended(tokens)
+        finally:
+            use.store()
 
 
 class SharedLimits(Limits):
-    """Keeps the contract of `Limits` for all workers together. Who has no key has no limits, and no slot."""
+    """Keeps the contract of `Limits` for all workers together. Who has no limits has no slot."""
 
     def __init__(self, table: Table, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
         self._table = table
-        self._starts: dict[str, int] = {}
 
     def admit(self, principal: Principal) -> Admission:
-        key, limits = principal.key_id, principal.limits
-        if key is None:
+        use = self._uses.get(principal.key_id or principal.name)
+        if not isinstance(use, SharedUse):
+            if principal.limits == NO_LIMITS:
+                return super().admit(principal)
+            use = self._share(principal, use or Use(principal.name))
+        use.load()
+        try:
             return super().admit(principal)
-        start = self._starts.get(key)
-        if start is None:
-            start = self._starts[key] = self._table.slot(key)
-        if limits == KeyLimits():
-            return super().admit(principal)  # it writes its own column alone
-        with self._table.locked(start):
-            return super().admit(principal)
+        finally:
+            use.store()
 
-    def _new_use(self, principal: Principal) -> Use:
-        if principal.key_id is None:
-            return Use(principal.name)
-        return SharedUse(principal.name, self._table, self._starts[principal.key_id])
+    def _share(self, principal: Principal, before: Use) -> SharedUse:
+        """Requests that are running without a limit are not counted against it."""
+        key = principal.key_id or principal.name
+        self._uses[key] = shared = SharedUse(before, self._table, self._table.slot(key))
+        return shared
 
     def _admission(self, use: Use) -> Admission:
-        unlimited = not isinstance(use, SharedUse) or use.limits == KeyLimits()
-        return super()._admission(use) if unlimited else SharedAdmission(use, self._clock)
+        return SharedAdmission(use, self._clock) if isinstance(use, SharedUse) else super()._admission(use)
