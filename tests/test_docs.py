@@ -23,6 +23,7 @@ PAGES = [
     ROOT / "docs" / "keys.md",
     ROOT / "docs" / "methods.md",
     ROOT / "docs" / "registry.md",
+    ROOT / "docs" / "workers.md",
     ROOT / "examples" / "quickstart" / "demo.py",
 ]
 
