@@ -55,6 +55,7 @@ class ClientConnection(HttpToolsProtocol):
         self._since = time.monotonic()
         self._unread_since: float | None = None
         self._head_bytes = 0
+        self._may_be_large = False
         self._begun = False
         self._deaf = False
 
@@ -82,6 +83,7 @@ class ClientConnection(HttpToolsProtocol):
         if self._awaited is None:
             self._await("head")
         in_head = self._awaited == "head" and self._begun
+        self._may_be_large = in_head or len(data) > MAX_HEAD_BYTES
         try:
             self.parser.feed_data(data)
             if in_head and self._awaited == "head":  # all of it: httptools holds back a header that has no end yet
@@ -103,9 +105,9 @@ class ClientConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         names = [name for name, _ in self.headers]
-        if len(names) > MAX_HEADERS or len(self.url) + sum(map(_size, self.headers)) > MAX_HEAD_BYTES:
+        if len(names) > MAX_HEADERS or (self._may_be_large and _size(self.url, self.headers) > MAX_HEAD_BYTES):
             raise _too_large()
-        if any(names.count(name) > 1 for name in _ONCE):
+        if len(set(names)) < len(names) and any(names.count(name) > 1 for name in _ONCE):
             raise _Refused(HTTPStatus.BAD_REQUEST, "invalid_http", "a header stands there twice that may not")
         if b"transfer-encoding" in names and (b"transfer-encoding", b"chunked") not in self.headers:
             raise _Refused(HTTPStatus.NOT_IMPLEMENTED, "invalid_http", "no transfer coding but chunked is taken")
@@ -143,8 +145,8 @@ class ClientConnection(HttpToolsProtocol):
         self.transport.close()
 
 
-def _size(header: tuple[bytes, bytes]) -> int:
-    return len(header[0]) + len(header[1]) + 4
+def _size(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
+    return len(url) + sum(len(name) + len(value) + 4 for name, value in headers)
 
 
 def _malformed() -> _Refused:
