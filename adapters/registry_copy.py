@@ -29,6 +29,7 @@ COPIED: tuple[Table, ...] = (
     schema.feedback,
     schema.classifiers,
     schema.keys,
+    schema.repeats,
 )
 
 

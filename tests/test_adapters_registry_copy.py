@@ -18,6 +18,7 @@ from adapters.feedback import Choice, queue_feedback, reject_feedback, waiting_f
 from adapters.keyring import create_key, revoke_key
 from adapters.registry import Registry
 from adapters.registry_copy import COPIED, Copied, copy_registry
+from adapters.repeats import Request, claim, file_answer
 from tests.first_registry import write_first_registry
 from tests.postgres_server import PostgresServer
 
@@ -46,6 +47,7 @@ def source(tmp_path: Path) -> Iterator[Registry]:
     opened = Registry.open(url, actor="ann")
     create_key(opened, "web", "inference", routes=["sql"])
     revoke_key(opened, create_key(opened, "old", "operator").key.id)
+    file_answer(opened, claim(opened, Request("web", "again", "d" * 64), again=False), "done")
     yield opened
     opened.close()
 
@@ -70,6 +72,11 @@ def content(registry: Registry) -> dict[str, list[tuple[object, ...]]]:
         return {
             table.name: sorted((tuple(row) for row in connection.execute(select(table))), key=repr) for table in tables
         }
+
+
+def test_no_table_is_forgotten() -> None:
+    written_anew = {"registry", "routes", "classifier", "registry_revision"}
+    assert {table.name for table in COPIED} | written_anew | {"gateways"} == set(schema.metadata.tables)
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "sqlite"])

@@ -54,7 +54,8 @@ def base(tmp_path: Path) -> Base:
 
 def elsewhere(url: str) -> tuple[Any, str]:
     """The store as another process sees it: its file system with a memory of its own, and the folder in it."""
-    return fsspec.core.url_to_fs(url, skip_instance_cache=True)
+    fs, root = fsspec.core.url_to_fs(url, skip_instance_cache=True)
+    return fs, root
 
 
 def remove(url: str, key: str) -> None:
