@@ -16,13 +16,13 @@ from typing import Literal
 from sqlalchemy import Connection, delete, insert, select, update
 
 from . import schema
-from .errors import Conflict, Refused
+from .errors import Conflict
 from .journal import Beside, Journal
 from .types import Event
 
 KEPT_SECONDS = 24 * 3600.0
 LEASE_SECONDS = 120.0  # who has not finished by then has died
-Found = Literal["claimed", "running", "answered", "lost"]
+Found = Literal["claimed", "running", "answered", "lost", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Request:
 class Claim:
     """What was found: `claimed` is ours to do, `running` is being done by another, `answered` has its `answer`.
 
-    `lost` was done as far as the event `serial`, by who died before it could say so.
+    `lost` was done as far as the event `serial`, by who died before it could say so; `other` is another request.
     """
 
     found: Found
@@ -60,10 +60,7 @@ class Claim:
 
 
 def claim(journal: Journal, request: Request, *, again: bool, clock: Callable[[], float] = time.time) -> Claim:
-    """Take a request to do, or learn what became of it. With `again` it may be done twice, so none is `lost`.
-
-    Raises `Refused` where the key stands for another request.
-    """
+    """Take a request to do, or learn what became of it. With `again` it may be done twice, so none is `lost`."""
     table, now = schema.repeats, clock()
     same = (table.c.principal == request.principal, table.c.key == request.key)
     with journal.transaction() as connection:
@@ -97,7 +94,7 @@ def give_up(journal: Journal, taken: Claim) -> None:
 
 def _found(digest: str, answer: str | None, serial: int | None, age: float, request: Request, *, again: bool) -> Found:
     if digest != request.digest:
-        raise Refused("this Idempotency-Key stood for another request", hint="use a new key for each request")
+        return "other"
     if answer is not None:
         return "answered"
     if age < LEASE_SECONDS:

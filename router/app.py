@@ -14,11 +14,14 @@ from starlette.exceptions import HTTPException
 from adapters.errors import BranchlineError
 
 from .admin import engine_routes, require_operator
+from .admin_api.openapi import admin_section
+from .admin_api.port import AdminPort
+from .admin_api.surface import Admin, admin_routes
 from .auth import Gatekeeper
 from .backends.base import Serving
 from .client_side import read_body
 from .dispatch import Dispatcher
-from .errors import MethodNotAllowed, RateLimited, error_object, wire_for
+from .errors import MethodNotAllowed, PreconditionFailed, RateLimited, error_object, wire_for
 from .feedback import MAX_BODY_BYTES, Feedback, parse_proposal
 from .inference import Inference
 from .key_metrics import KeyMetrics
@@ -49,6 +52,7 @@ class Parts:
     feedback: Feedback | None = None
     metrics_page: Callable[[], Awaitable[bytes]] | None = None
     limits: Limits = field(default_factory=Limits)
+    admin: Admin | None = None
 
 
 def create_app(parts: Parts) -> FastAPI:
@@ -59,6 +63,8 @@ def create_app(parts: Parts) -> FastAPI:
     if parts.feedback is not None:
         _add_feedback(app, parts.feedback, parts.limits)
     app.include_router(engine_routes(parts.backend))
+    if parts.admin is not None:
+        app.include_router(admin_routes(parts.admin, parts.limits, parts.max_body_bytes))
     parts.telemetry.registry.register(KeyMetrics(parts.limits))
     _add_errors(app, parts)
     refuse = partial(_error_response, parts=parts)
@@ -69,6 +75,8 @@ def create_app(parts: Parts) -> FastAPI:
         refuse=refuse,
         max_body_bytes=parts.max_body_bytes,
     )
+    if parts.admin is not None and parts.admin.port is not None:
+        app.add_middleware(AdminPort, port=parts.admin.port, refuse=refuse)
     app.add_middleware(Porch, gatekeeper=parts.gatekeeper, refuse=refuse)
     return app
 
@@ -94,7 +102,7 @@ def _add_pages(app: FastAPI, parts: Parts) -> None:
         }
         return JSONResponse(document, 200 if is_ready else 503)
 
-    document = openapi_document(GATEWAY, INFERENCE)
+    document = openapi_document(GATEWAY, INFERENCE, *([admin_section()] if parts.admin is not None else []))
 
     @app.get(OPENAPI)
     async def openapi() -> JSONResponse:
@@ -146,7 +154,7 @@ def _error_response(error: Exception, parts: Parts) -> Response:
     parts.telemetry.refused(document["error"]["code"] or "invalid_request")
     wire = wire_for(error)
     headers: dict[str, str] | None = {"retry-after": "1"} if wire.status in (429, 503) else None
-    if isinstance(error, (MethodNotAllowed, RateLimited)):
+    if isinstance(error, (MethodNotAllowed, PreconditionFailed, RateLimited)):
         headers = error.headers
     if wire.status == 401:
         headers = {"www-authenticate": "Bearer"}

@@ -8,7 +8,8 @@ import os
 import resource
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from adapters.keyring import keys_of
 from adapters.output import note
 from adapters.registry import Registry
 
+from .admin_api.surface import Admin
 from .app import Parts, create_app
 from .auth import Gatekeeper
 from .backends import make_backend
@@ -32,7 +34,7 @@ from .encoder_flags import encoder_option, precision_option
 from .engine_flags import engine_flags
 from .errors import ConfigInvalid
 from .feedback import Feedback
-from .lifecycle import announce, gateway_id, stop_on_signals
+from .lifecycle import addresses_of, announce, gateway_id, stop_on_signals
 from .opening import open_classifier, open_own_encoder
 from .principal import KeyRing
 from .server import GatewayServer
@@ -61,6 +63,15 @@ OPEN_FILES = 65_536  # two for each request; the usual 1024 let one busy client 
     show_default=True,
     help="Processes that answer requests, beside one that has the engine.",
 )
+@click.option("--admin-port", type=int, help="Answer operators on this port, and nowhere else.")
+@click.option("--admin-host", help="Where that port listens. [default: as --host]")
+@click.option(
+    "--lora-folder",
+    "lora_folders",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Admins may load adapters from under it over HTTP; several times.",
+)
 @home_options
 def serve(
     home: Home,
@@ -75,6 +86,9 @@ def serve(
     encoder_precision: Precision,
     max_body_mb: int,
     workers: int,
+    admin_port: int | None,
+    admin_host: str | None,
+    lora_folders: tuple[Path, ...],
 ) -> None:
     """Start a gateway: an OpenAI-compatible server that routes each request to an adapter or to the base."""
     settings = read_settings(
@@ -91,6 +105,9 @@ def serve(
         encoder=encoder,
         encoder_precision=encoder_precision,
         workers=workers,
+        admin_port=admin_port,
+        admin_host=admin_host,
+        lora_folders=lora_folders,
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     _allow_open_files()
@@ -99,7 +116,10 @@ def serve(
     registry = Registry.open(home.registry_url)
     try:
         gatekeeper = Gatekeeper.for_bind(settings.host, settings.api_key, KeyRing().updated(keys_of(registry)))
-        with listen(settings.host, settings.port) as bound:
+        with ExitStack() as listening:
+            bound = [listening.enter_context(listen(settings.host, settings.port))]
+            if settings.admin.port is not None:
+                bound.append(listening.enter_context(listen(settings.admin.host, settings.admin.port)))
             backend = make_backend(settings.engine, home, registry.versions(), say=note)
             if settings.workers > 1:
                 from .workers.gateway import run_parent
@@ -133,15 +153,18 @@ def listen(host: str, port: int) -> socket.socket:
         bound.close()
         raise ConfigInvalid(
             f"cannot listen on {host}:{port}: {error.strerror}",
-            hint="choose another --port, or stop what listens there",
+            hint="choose another port, or stop what listens there",
         ) from error
     return bound
 
 
 async def run_gateway(
-    settings: Settings, gatekeeper: Gatekeeper, registry: Registry, engine: Backend, bound: socket.socket
+    settings: Settings, gatekeeper: Gatekeeper, registry: Registry, engine: Backend, bound: Sequence[socket.socket]
 ) -> None:
-    """Engine up, catalog following, then HTTP until SIGINT or SIGTERM; running answers get `GRACE_SECONDS`."""
+    """Engine up, catalog following, then HTTP until SIGINT or SIGTERM; running answers get `GRACE_SECONDS`.
+
+    The second socket of `bound`, if there is one, is for operators.
+    """
     kept = settings.decision_log
     decision_log = DecisionLog(kept.path, text=kept.text, days=kept.days) if kept else None
     telemetry = Telemetry(decision_log)
@@ -158,17 +181,19 @@ async def run_gateway(
     )
     dispatcher = Dispatcher(catalog, engine, telemetry, allow_unreleased=settings.allow_unreleased)
     gatekeeper = gatekeeper.following(lambda: catalog.keys)
-    app = create_app(Parts(catalog, engine, dispatcher, gatekeeper, telemetry, settings.max_body_bytes, feedback))
+    admin = Admin.of(settings, bound)
+    limit = settings.max_body_bytes
+    app = create_app(Parts(catalog, engine, dispatcher, gatekeeper, telemetry, limit, feedback, admin=admin))
     server = GatewayServer(app)
 
     async def serving() -> None:
         note(f"starting the {settings.engine.backend} engine on base {engine.base_id}")
         await engine.start()
         await catalog.start()
-        beside = [asyncio.create_task(announce(catalog, bound.getsockname()[:2], settings))]
+        beside = [asyncio.create_task(announce(catalog, addresses_of(bound), settings))]
         if decision_log is not None:
             beside.append(asyncio.create_task(keep_swept(decision_log, registry)))
-        await server.serve([bound])
+        await server.serve(list(bound))
         for task in beside:
             task.cancel()
 
@@ -181,4 +206,5 @@ async def run_gateway(
         await catalog.stop()
         await engine.stop()
         feedback.close()
+        admin.desk.close()
         telemetry.close()

@@ -55,6 +55,10 @@ class ModelNotFound(RouterError):
     """`model` names nothing that is served."""
 
 
+class UrlUnknown(RouterError):
+    """A path that is not served, or not on this port."""
+
+
 class RouteDisabled(RouterError):
     """A pinned version of a disabled route."""
 
@@ -89,6 +93,26 @@ class EngineOverloaded(RouterError):
 
 class FeedbackOverloaded(RouterError):
     """More feedback comes in than can be written."""
+
+
+class AdminOverloaded(RouterError):
+    """More is asked of the admin API than it works on at a time."""
+
+
+class PreconditionFailed(RouterError):
+    """What is asked for was decided on a state that is no more; `headers` carry the ETag of what is now."""
+
+    def __init__(self, message: str, *, hint: str = "", headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.headers = dict(headers or {})
+
+
+class KeyReused(RouterError):
+    """An Idempotency-Key that stood for another request."""
+
+
+class StillRunning(RouterError):
+    """The request of this Idempotency-Key is being worked on."""
 
 
 class EngineFailed(RouterError):
@@ -135,12 +159,17 @@ TABLE: dict[type[Exception], Wire] = {
     Forbidden: Wire(403, "invalid_request_error", "forbidden"),
     MethodNotAllowed: Wire(405, "invalid_request_error", "method_not_allowed"),
     ModelNotFound: Wire(404, "invalid_request_error", "model_not_found"),
+    UrlUnknown: Wire(404, "invalid_request_error", "unknown_url"),
     RouteDisabled: Wire(409, "invalid_request_error", "route_disabled"),
     AdapterUnavailable: Wire(503, "server_error", "adapter_unavailable"),
     NotApplied: Wire(503, "server_error", "adapter_unavailable"),
     RateLimited: Wire(429, "rate_limit_error", "rate_limit_exceeded"),
     EngineOverloaded: Wire(429, "rate_limit_error", "engine_overloaded"),
     FeedbackOverloaded: Wire(429, "rate_limit_error", "feedback_overloaded"),
+    AdminOverloaded: Wire(429, "rate_limit_error", "admin_overloaded"),
+    PreconditionFailed: Wire(412, "invalid_request_error", "precondition_failed"),
+    KeyReused: Wire(422, "invalid_request_error", "idempotency_key_reused"),
+    StillRunning: Wire(409, "invalid_request_error", "still_running"),
     EngineFailed: Wire(502, "server_error", "engine_failed"),
     EngineUnavailable: Wire(503, "server_error", "engine_unavailable"),
     ClassifierInvalid: Wire(500, "server_error", "classifier_invalid"),

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from adapters.output import note
 
@@ -39,10 +39,17 @@ def stop_on_signals(work: asyncio.Task[None], drain: Callable[[], bool]) -> None
         asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
-async def announce(catalog: Catalog, address: tuple[str, int], settings: Settings) -> None:
-    """Say where the gateway listens, once what is live is warm, or after a while: it answers before that already."""
+def addresses_of(bound: Sequence[socket.socket]) -> list[tuple[str, int]]:
+    """Host and port of each socket."""
+    return [one.getsockname()[:2] for one in bound]
+
+
+async def announce(catalog: Catalog, addresses: Sequence[tuple[str, int]], settings: Settings) -> None:
+    """Say where the gateway listens, and where operators are answered if that is elsewhere.
+
+    That is once what is live is warm, or after a while: it answers before that already.
+    """
     await catalog.settled(WARM_SECONDS)
-    host, port = address
     live = [f"{route.name}@{route.in_force}" for route in catalog.snapshot.routes.values() if route.in_force]
     for name, problem in catalog.problems.items():
         note(f"route {name}: {problem}")
@@ -51,7 +58,12 @@ async def announce(catalog: Catalog, address: tuple[str, int], settings: Setting
     kept = settings.decision_log
     if kept is not None and kept.text:
         note(f"classified texts are kept for {kept.days} days, in a file for each beside {kept.path.name}")
-    shown = f"[{host}]" if ":" in host else host
     with_key = "with" if settings.api_key or catalog.keys.asks else "without"
     workers = f", {settings.workers} workers" if settings.workers > 1 else ""
-    note(f"serving on http://{shown}:{port}/v1 {with_key} a key{workers}")
+    for host, port in addresses[1:]:
+        note(f"operators are answered on {_url(host, port)}/admin/v1 alone")
+    note(f"serving on {_url(*addresses[0])}/v1 {with_key} a key{workers}")
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from adapters.home import Home
 
+from .auth import is_loopback
 from .classify.encoding import Precision
 from .decision_log import DAYS
 from .errors import ConfigInvalid
@@ -65,6 +66,18 @@ class DecisionLogSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AdminSettings:
+    """Where operators are answered, and the folders that adapters may be loaded from over HTTP.
+
+    Without a `port` they are answered where everybody is.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    lora_folders: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """How to serve. Keys are never shown: not in `repr`, not in logs."""
 
@@ -78,6 +91,7 @@ class Settings:
     max_body_bytes: int
     encoder: EncoderSettings | None = None
     workers: int = 1
+    admin: AdminSettings = field(default_factory=AdminSettings)
 
 
 def read_settings(
@@ -94,6 +108,9 @@ def read_settings(
     encoder: str | None = None,
     encoder_precision: Precision = "int8",
     workers: int = 1,
+    admin_host: str | None = None,
+    admin_port: int | None = None,
+    lora_folders: Sequence[Path] = (),
     engine: Mapping[str, object],
 ) -> Settings:
     """Check flags and environment together; `engine` holds fields of `EngineSettings`, `None` for those left open.
@@ -112,6 +129,8 @@ def read_settings(
         *(f"{name} is set but empty" for name in (API_KEY, ENGINE_KEY) if _is_blank(environment.get(name))),
         *([] if _fits_a_header(chosen.key) else [f"{ENGINE_KEY} holds a space, a line end or a letter outside ASCII"]),
         *_log_problems(decision_log, decision_log_text, decision_log_days),
+        *_admin_problems(host, port, admin_host, admin_port),
+        *(f"--lora-folder {folder.name!r} is no folder" for folder in lora_folders if not folder.is_dir()),
         *_engine_problems(chosen, given),
     ]
     if problems:
@@ -119,7 +138,20 @@ def read_settings(
     key = environment.get(API_KEY)
     read = EncoderSettings(encoder, encoder_precision) if encoder else None
     kept = DecisionLogSettings(decision_log, decision_log_text, decision_log_days or DAYS) if decision_log else None
-    return Settings(home, chosen, host, port, key, allow_unreleased, kept, max_body_mb * 1024 * 1024, read, workers)
+    admin = AdminSettings(admin_host or host, admin_port, tuple(folder.resolve() for folder in lora_folders))
+    most = max_body_mb * 1024 * 1024
+    return Settings(home, chosen, host, port, key, allow_unreleased, kept, most, read, workers, admin)
+
+
+def _admin_problems(host: str, port: int, admin_host: str | None, admin_port: int | None) -> Sequence[str]:
+    if admin_port is None:
+        return [] if admin_host is None else ["--admin-host needs --admin-port"]
+    beyond = admin_host is not None and is_loopback(host) and not is_loopback(admin_host)
+    return [
+        *([] if 0 <= admin_port <= 65535 else [f"admin-port is {admin_port}, expected 0 to 65535"]),
+        *(["--admin-port is --port; leave it out to answer operators there"] if port == admin_port != 0 else []),
+        *(["--admin-host is open beyond this machine, and --host is not"] if beyond else []),
+    ]
 
 
 def _log_problems(path: Path | None, text: bool, days: int | None) -> Sequence[str]:

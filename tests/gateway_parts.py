@@ -21,6 +21,9 @@ from adapters.publish import publish_folder
 from adapters.registry import Registry
 from adapters.store import Store
 from adapters.types import AdapterVersion, ClassifierVersion
+from router.admin_api.desk import Desk
+from router.admin_api.operation import Place
+from router.admin_api.surface import Admin
 from router.app import Parts, create_app
 from router.auth import Gatekeeper
 from router.backends.echo import EchoBackend
@@ -296,6 +299,8 @@ class Served:
         log: DecisionLog | None = options.get("decision_log")
         self._feedback = Feedback(home.registry_url, log.path if log is not None and log.keeps_text else None)
         self._max_body_bytes: int = options.pop("max_body_bytes", 8 * 1024 * 1024)
+        self._lora_folders: tuple[Path, ...] | None = options.pop("lora_folders", None)
+        self._admin_port: bool = options.pop("admin_port", False)
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self._server: GatewayServer | None = None
@@ -303,6 +308,7 @@ class Served:
         self.gateway: Gateway
         self.app: FastAPI
         self.port = 0
+        self.admin_port = 0
 
     @property
     def url(self) -> str:
@@ -311,6 +317,10 @@ class Served:
     @property
     def engine(self) -> ScriptedEngine:
         return self.gateway.engine
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://127.0.0.1:{self.admin_port}"
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         asyncio.run(self.gateway.until(condition, what))
@@ -341,22 +351,36 @@ class Served:
         self._loop = asyncio.get_running_loop()
         async with running(self._home, self._base, **self._options) as gateway:
             self.gateway = gateway
-            parts = Parts(
-                gateway.catalog,
-                gateway.engine,
-                gateway.dispatcher,
-                self._gatekeeper.following(lambda: gateway.catalog.keys),
-                gateway.telemetry,
-                self._max_body_bytes,
-                self._feedback,
-                limits=self.limits,
-            )
-            with listen("127.0.0.1", 0) as bound:
+            with listen("127.0.0.1", 0) as bound, listen("127.0.0.1", 0) as apart:
                 self.port = bound.getsockname()[1]
+                self.admin_port = apart.getsockname()[1]
+                admin = self._admin()
+                parts = Parts(
+                    gateway.catalog,
+                    gateway.engine,
+                    gateway.dispatcher,
+                    self._gatekeeper.following(lambda: gateway.catalog.keys),
+                    gateway.telemetry,
+                    self._max_body_bytes,
+                    self._feedback,
+                    limits=self.limits,
+                    admin=admin,
+                )
                 self.app = create_app(parts)
                 self._server = GatewayServer(self.app)
                 self._started.set()
-                await self._server.serve([bound])
+                try:
+                    await self._server.serve([bound, apart] if self._admin_port else [bound])
+                finally:
+                    if admin is not None:
+                        admin.desk.close()
+
+    def _admin(self) -> Admin | None:
+        """The admin API, where the test names folders that it may load from (or none of them: `()`)."""
+        if self._lora_folders is None:
+            return None
+        place = Place(self._home, str(self._base.folder), self._lora_folders)
+        return Admin(Desk(self._home), place, self.admin_port if self._admin_port else None)
 
 
 def classifier_versions(home: Home) -> list[ClassifierVersion]:

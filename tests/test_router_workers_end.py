@@ -80,7 +80,7 @@ def test_workers_that_end_as_soon_as_they_are_started_end_the_gateway(tmp_path: 
 
     async def scenario() -> None:
         with closing(listen("127.0.0.1", 0)) as bound:
-            crew = Crew(2, agreement_of(tmp_path), bound, EchoBackend("tiny"), nobody_asks, command=words)
+            crew = Crew(2, agreement_of(tmp_path), [bound], EchoBackend("tiny"), nobody_asks, command=words)
             try:
                 await crew.run()
             finally:
@@ -97,7 +97,7 @@ def test_a_worker_that_does_not_answer_is_killed_and_replaced(tmp_path: Path) ->
     async def scenario() -> None:
         with closing(listen("127.0.0.1", 0)) as bound:
             agreement = agreement_of(tmp_path)
-            crew = Crew(1, agreement, bound, EchoBackend("tiny"), nobody_asks, hung_seconds=2.0)
+            crew = Crew(1, agreement, [bound], EchoBackend("tiny"), nobody_asks, hung_seconds=2.0)
             running = asyncio.create_task(crew.run())
             try:
                 await agreement.all_serving(1, DEADLINE)

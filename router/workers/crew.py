@@ -38,7 +38,7 @@ class Crew:
         self,
         count: int,
         agreement: Agreement,
-        bound: socket.socket,
+        bound: Sequence[socket.socket],
         backend: Serving,
         answer: Callable[[str, Document], Awaitable[Document]],
         *,
@@ -78,7 +78,8 @@ class Crew:
         if self._draining or not self._agreement.serving:
             return False
         self._draining = True
-        self._bound.close()
+        for listening in self._bound:
+            listening.close()
         for worker in self._workers.values():
             worker.channel.tell("drain", {})
         self._background.later(GRACE_SECONDS + LAST_SECONDS, self._kill_all)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -28,7 +29,7 @@ from ..backends.vllm.backend import VllmBackend
 from ..backends.vllm.told import ToldEngines
 from ..catalog import Catalog
 from ..decision_log import DecisionLog, keep_swept
-from ..lifecycle import WARM_SECONDS, announce, gateway_id, stop_on_signals
+from ..lifecycle import WARM_SECONDS, addresses_of, announce, gateway_id, stop_on_signals
 from ..opening import open_classifier
 from ..settings import Settings
 from ..telemetry import Telemetry
@@ -44,7 +45,12 @@ class Parent:
     """Answers what workers ask. Lives on the parent's event loop."""
 
     def __init__(
-        self, settings: Settings, gatekeeper: Gatekeeper, registry: Registry, engine: Backend, bound: socket.socket
+        self,
+        settings: Settings,
+        gatekeeper: Gatekeeper,
+        registry: Registry,
+        engine: Backend,
+        bound: Sequence[socket.socket],
     ) -> None:
         self._engine = engine
         self.telemetry = Telemetry()
@@ -113,7 +119,7 @@ def _nothing(_number: int, _work: Work) -> None:
 
 
 async def run_parent(
-    settings: Settings, gatekeeper: Gatekeeper, registry: Registry, engine: Backend, bound: socket.socket
+    settings: Settings, gatekeeper: Gatekeeper, registry: Registry, engine: Backend, bound: Sequence[socket.socket]
 ) -> None:
     """Engine up, catalog following, workers serving until SIGINT or SIGTERM.
 
@@ -122,11 +128,10 @@ async def run_parent(
     parent = Parent(settings, gatekeeper, registry, engine, bound)
     kept = settings.decision_log
     log = DecisionLog(kept.path, text=kept.text, days=kept.days) if kept else None
-    address = bound.getsockname()[:2]
 
     async def announced() -> None:
         await parent.agreement.all_serving(settings.workers, WARM_SECONDS)
-        await announce(parent.catalog, address, settings)
+        await announce(parent.catalog, addresses_of(bound), settings)
 
     async def serving() -> None:
         note(f"starting the {settings.engine.backend} engine on base {engine.base_id}")

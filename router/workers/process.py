@@ -42,7 +42,7 @@ class Worker:
     async def start(
         cls,
         number: int,
-        bound: socket.socket,
+        bound: Sequence[socket.socket],
         table: Table,
         backend: Serving,
         hear: Callable[[Worker, str, Document], None],
@@ -50,15 +50,17 @@ class Worker:
         *,
         command: Sequence[str] = COMMAND,
     ) -> Worker:
-        """Start `command` with the listening socket, the limits and its ends of two pairs. Raises `OSError`."""
+        """Start `command` with the listening sockets, the limits and its ends of two pairs. Raises `OSError`."""
         control, its_control = socket.socketpair()
         handed, its_handed = socket.socketpair()
-        inherited = (bound.fileno(), table.descriptor, its_control.fileno(), its_handed.fileno())
+        listening = [one.fileno() for one in bound]
+        others = (table.descriptor, its_control.fileno(), its_handed.fileno())
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                *map(str, inherited),
-                pass_fds=inherited,
+                ",".join(map(str, listening)),
+                *map(str, others),
+                pass_fds=(*listening, *others),
                 stdin=asyncio.subprocess.DEVNULL,
                 env={name: value for name, value in os.environ.items() if name not in KEYS},
                 start_new_session=True,  # Ctrl-C is for the parent, which then ends its workers in order

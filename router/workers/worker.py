@@ -7,10 +7,12 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..admin_api.surface import Admin
 from ..app import Parts, create_app
 from ..auth import Gatekeeper
 from ..backends.vllm.followed import FollowedEngines
@@ -43,7 +45,9 @@ class Listening(socket.socket):
 class WorkerProcess:
     """Lives on its process's event loop. Everything it knows, it was told; when its parent ends, so does it."""
 
-    def __init__(self, bound: socket.socket, table: int, control: socket.socket, calls: socket.socket) -> None:
+    def __init__(
+        self, bound: Sequence[socket.socket], table: int, control: socket.socket, calls: socket.socket
+    ) -> None:
         self._bound = bound
         self._table = table
         self._calls = calls
@@ -82,7 +86,7 @@ class WorkerProcess:
         await self._greeted.wait()
         if self._stopping:
             return
-        feedback, app = self._app()
+        feedback, admin, app = self._app()
         try:
             await self._followed.settled(JUDGE_SECONDS)
             self._channel.tell("ready", {})
@@ -90,19 +94,21 @@ class WorkerProcess:
             if not self._stopping:
                 # One at a time: who takes all that wait would keep them, and the others would have nothing to do.
                 self._server = GatewayServer(app, accepted_at_once=1)
-                await self._server.serve([self._bound])
+                await self._server.serve(list(self._bound))
         finally:
             await self._followed.stop()
             if self._engines is not None:
                 await self._engines.close()
             feedback.close()
+            admin.desk.close()
             self._telemetry.close()
 
-    def _app(self) -> tuple[Feedback, ASGIApp]:
+    def _app(self) -> tuple[Feedback, Admin, ASGIApp]:
         settings, kept = self._settings, self._settings.decision_log
         engine = RemoteEngine(self._followed, self._channel, self._engines or CallClient(self._calls))
         feedback = Feedback(settings.home.registry_url, kept.path if kept and kept.text else None)
         dispatcher = Dispatcher(self._followed, engine, self._telemetry, allow_unreleased=settings.allow_unreleased)
+        admin = Admin.of(settings, self._bound)
         parts = Parts(
             self._followed,
             engine,
@@ -113,10 +119,11 @@ class WorkerProcess:
             feedback,
             self._metrics_page,
             SharedLimits(Table(self._table, self._number)),
+            admin,
         )
         app = create_app(parts)
         app.add_middleware(UpToDate, followed=self._followed)
-        return feedback, app
+        return feedback, admin, app
 
     async def _metrics_page(self) -> bytes:
         page: str = (await self._channel.ask("metrics", {}))["page"]
@@ -191,11 +198,11 @@ class UpToDate:
         await self._app(scope, receive, send)
 
 
-async def main(bound: int, table: int, control: int, calls: int) -> None:
+async def main(bound: str, table: int, control: int, calls: int) -> None:
     """Raises what building a gateway raises."""
-    listening = Listening(fileno=bound)
+    listening = [Listening(fileno=int(one)) for one in bound.split(",")]
     await WorkerProcess(listening, table, socket.socket(fileno=control), socket.socket(fileno=calls)).run()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*map(int, sys.argv[1:5])))
+    asyncio.run(main(sys.argv[1], *map(int, sys.argv[2:5])))

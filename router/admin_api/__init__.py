@@ -1,0 +1,1 @@
+"""The registry over HTTP: what operators and pipelines do with the command line, under `/admin/v1`."""
