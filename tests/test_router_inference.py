@@ -99,14 +99,19 @@ def test_no_task_is_left_of_requests_that_were_answered_refused_or_abandoned(
         with closing(socket.create_connection(("127.0.0.1", served.port), timeout=DEADLINE)) as connection:
             connection.sendall(request(chat(stream=stream)))
             served.until(lambda: served.engine.running == 1, "a running call")
+            assert len(watchers(served)) == 1
         served.until(lambda: served.engine.running == 0, "an engine that stopped")
         served.obey()
-    served.until(lambda: not served.call(watching), "nobody watched")
+    served.until(lambda: not watchers(served), "nobody watched")
 
 
-def watching() -> list[str]:
-    """The tasks that watch a client. On the gateway's loop."""
-    return [repr(task) for task in asyncio.all_tasks() if WhileThere.__name__ in repr(task.get_coro())]
+def watchers(served: Served) -> list[str]:
+    """The tasks of the gateway that watch a client."""
+    found: list[str] = []
+    served.call(
+        lambda: found.extend(repr(task) for task in asyncio.all_tasks() if WhileThere.__name__ in repr(task.get_coro()))
+    )
+    return found
 
 
 # -- the client's side -----------------------------------------------------------------------------------------------
