@@ -248,5 +248,16 @@ def test_a_killed_worker_is_replaced_while_the_other_goes_on_and_nothing_that_wa
     assert _counted(served) == before + 2
 
 
+def test_a_worker_that_is_told_to_end_finishes_its_answers_and_another_takes_its_place(served: Served) -> None:
+    first, second = served.workers
+    with served.alone(1), unread_stream(served.gateway, served.key) as connection:
+        os.kill(second, signal.SIGTERM)
+        received = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        assert received.rstrip().endswith(b"data: [DONE]\n\n\r\n0")
+        wait_until(lambda: second not in served.workers and len(served.workers) == 2, "another worker")
+    assert first in served.workers
+    served.gateway.wait_for(r"ended with exit code 0; another takes its place")
+
+
 def _outstanding(served: Served) -> int:
     return int(served.get("/admin/v1/engines").json()["engines"][0]["outstanding"])

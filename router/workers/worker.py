@@ -12,6 +12,8 @@ from dataclasses import asdict
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from adapters.errors import BranchlineError
+
 from ..admin_api.surface import Admin
 from ..app import Parts, create_app
 from ..auth import Gatekeeper
@@ -67,20 +69,17 @@ class WorkerProcess:
         """Until the parent says so, is gone, or a signal comes; running answers may finish."""
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self._drain)
-        following = asyncio.create_task(self._follow())
+        following = asyncio.create_task(self._channel.run())
         serving = asyncio.create_task(self._serve())
         try:
             await asyncio.wait({following, serving}, return_when=asyncio.FIRST_COMPLETED)
             self._drain()
-            self._greeted.set()
-            self._may_serve.set()
             await serving
+            if following.done():
+                following.result()  # what it was told could not be done
         finally:
             following.cancel()
             self._channel.close()
-
-    async def _follow(self) -> None:
-        await self._channel.run()
 
     async def _serve(self) -> None:
         await self._greeted.wait()
@@ -205,4 +204,7 @@ async def main(bound: str, table: int, control: int, calls: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], *map(int, sys.argv[2:5])))
+    try:
+        asyncio.run(main(sys.argv[1], *map(int, sys.argv[2:5])))
+    except BranchlineError as error:
+        sys.exit(f"a worker cannot serve: {error}")
