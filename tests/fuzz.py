@@ -21,6 +21,7 @@ from types import FrameType
 
 import click
 
+from tests.adapter_folders import memory_folder
 from tests.fuzz_mutations import Files, mutate
 from tests.fuzz_target import Target
 from tests.fuzz_targets import all_targets
@@ -45,7 +46,7 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGALRM, _hang)
     signal.signal(signal.SIGPROF, _hang)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         targets = [target for target in all_targets(Path(folder)) if options.only in target.name]
         seconds = options.minutes * 60 / len(targets)
         failed = [_run(target, Path(folder), seconds, options.seed, options.keep) for target in targets]
