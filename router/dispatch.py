@@ -44,13 +44,22 @@ class Chosen:
 
 
 class Dispatcher:
-    """Stateless but for the cap on requests to versions that were never live."""
+    """Stateless but for the cap of `max_unreleased` requests at a time to versions that were never live."""
 
-    def __init__(self, catalog: Standing, backend: Serving, telemetry: Telemetry, *, allow_unreleased: bool) -> None:
+    def __init__(
+        self,
+        catalog: Standing,
+        backend: Serving,
+        telemetry: Telemetry,
+        *,
+        allow_unreleased: bool,
+        max_unreleased: int = MAX_UNRELEASED,
+    ) -> None:
         self._catalog = catalog
         self._backend = backend
         self._telemetry = telemetry
         self._allow_unreleased = allow_unreleased
+        self._max_unreleased = max_unreleased
         self._unreleased = 0
 
     @property
@@ -75,8 +84,8 @@ class Dispatcher:
         choose = partial(decide, request.model, judged, allow_unreleased=allow_unreleased, permitted=principal.routes)
         chosen = Chosen(choose(self._catalog.snapshot), self._catalog.snapshot)
         unreleased = self._is_unreleased(chosen)
-        if unreleased and self._unreleased >= MAX_UNRELEASED:
-            raise EngineOverloaded(f"at most {MAX_UNRELEASED} requests at a time may ask for versions never live")
+        if unreleased and self._unreleased >= self._max_unreleased:
+            raise EngineOverloaded(f"at most {self._max_unreleased} requests at a time may ask for versions never live")
         self._unreleased += unreleased
         try:
             chosen = await self._brought_in(chosen, choose)

@@ -20,7 +20,7 @@ from ..auth import Gatekeeper
 from ..backends.vllm.followed import FollowedEngines
 from ..backends.vllm.told import ToldEngines
 from ..decision_log import DecisionLog
-from ..dispatch import Dispatcher
+from ..dispatch import MAX_UNRELEASED, Dispatcher
 from ..errors import EngineUnavailable
 from ..feedback import Feedback
 from ..server import GatewayServer
@@ -106,7 +106,13 @@ class WorkerProcess:
         settings, kept = self._settings, self._settings.decision_log
         engine = RemoteEngine(self._followed, self._channel, self._engines or CallClient(self._calls))
         feedback = Feedback(settings.home.registry_url, kept.path if kept and kept.text else None)
-        dispatcher = Dispatcher(self._followed, engine, self._telemetry, allow_unreleased=settings.allow_unreleased)
+        dispatcher = Dispatcher(
+            self._followed,
+            engine,
+            self._telemetry,
+            allow_unreleased=settings.allow_unreleased,
+            max_unreleased=max(1, MAX_UNRELEASED // settings.workers),
+        )
         admin = Admin.of(settings, self._bound)
         parts = Parts(
             self._followed,
