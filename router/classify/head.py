@@ -35,7 +35,6 @@ INVERSE_REGULARISATION = 30.0  # C; chosen on CLINC150 val and the suite's route
 INVERSE_REGULARISATION_WITH_ENCODER = 10.0  # likewise, with α, on CLINC150 val among 3 … 30
 HINGE_INVERSE_REGULARISATION = 1.0  # C of the support vector machines; among 0.1 … 10
 HINGE_WEIGHT = 1.0  # among 0 … 10; with more, energy finds texts of no route less well
-REGRESSED_LABELS = 300  # a regression takes 290 bytes per term and label while it is fitted: 3 GB at 300 labels
 TOLERANCE = 1e-5  # the default of scikit-learn stops 1.5 points of accuracy too early with 150 labels
 MAX_ITERATIONS = 2_000
 ENCODER_SCALE = 2.0  # α
@@ -96,8 +95,6 @@ def fit_head(sparse: csr_matrix, vectors: Floats | None, labels: Sequence[str]) 
     names = tuple(sorted(set(labels)))
     if len(names) == 1:
         weights = _mean(matrix)
-    elif vectors is None and len(names) > REGRESSED_LABELS:
-        weights = _separate(matrix, labels)
     elif vectors is None:
         regressed = _regress(matrix, labels, INVERSE_REGULARISATION)
         weights = regressed + np.float32(HINGE_WEIGHT) * _separate(matrix, labels)
