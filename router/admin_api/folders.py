@@ -16,18 +16,21 @@ def find_folder(given: str, allowed: Sequence[Path]) -> Path:
     """
     if not allowed:
         raise Forbidden("this server loads no adapters over HTTP; start it with --lora-folder", code="loading_disabled")
-    outside = Forbidden("the folder does not lie under a folder that this server loads from", code="folder_not_allowed")
+    refusal: Forbidden | InvalidRequest = Forbidden(
+        "the folder does not lie under a folder that this server loads from", code="folder_not_allowed"
+    )
     if "\0" in given:
-        raise outside
+        raise refusal
     for top in allowed:
         try:
             root = top.resolve(strict=True)
             found = (root / given).resolve()
+            there = found.is_dir()
         except (OSError, RuntimeError):  # a link that leads to itself, a name that is too long
             continue
         if not found.is_relative_to(root):
             continue
-        if found.is_dir():
+        if there:
             return found
-        outside = InvalidRequest("there is no such folder", code="folder_not_found")  # type: ignore[assignment]
-    raise outside
+        refusal = InvalidRequest("there is no such folder", code="folder_not_found")
+    raise refusal

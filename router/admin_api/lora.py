@@ -10,9 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from adapters.base import find_base
+from adapters.check import Limits, file_problems
 from adapters.command import read_bytes
-from adapters.errors import NotFound, Refused
+from adapters.errors import BadAdapter, NotFound, Refused
 from adapters.evidence import Evidence, parse_evidence
+from adapters.manifests import weights_digest
 from adapters.policy import Policy
 from adapters.promotion import promote
 from adapters.types import AdapterRef, RouteState
@@ -33,14 +36,15 @@ def _load(asked: Asked) -> Answer:
         raise InvalidRequest("Both 'lora_name' and 'lora_path' must be provided.", code="missing_field")
     ref = AdapterRef.parse(wanted.lora_name)
     folder = find_folder(wanted.lora_path, asked.place.lora_folders)
-    state = _found(asked, ref) or asked.registry.create_route(ref.route).state
-    asked = replace(asked, route=state.name)
-    _require_unloaded(asked, state, wanted)
-    version = publish(asked, str(folder), _evidence(folder)).version
-    if ref.number not in (None, version.number):
-        raise InvalidRequest(
-            f"the folder holds version {version.ref}, not {ref}", param="lora_name", code="bad_version"
-        )
+    _require_no_base(asked, wanted.lora_name)
+    state = _found(asked, ref)
+    if state is not None:
+        _require_unloaded(asked, state, wanted)
+    _require_files(folder)
+    if ref.number is not None:
+        _require_number(asked, state, ref, folder)
+    state = state or asked.registry.create_route(ref.route).state
+    version = publish(replace(asked, route=state.name), str(folder), _evidence(folder)).version
     serial = _bring_in(asked, state, version.number)
     text = f"Success: LoRA adapter '{wanted.lora_name}' added successfully."
     return Answer(text, serial=serial, route=state.name)
@@ -57,6 +61,28 @@ def _found(asked: Asked, ref: AdapterRef) -> RouteState | None:
         return asked.registry.route(ref.route)
     except NotFound:
         return None
+
+
+def _require_no_base(asked: Asked, name: str) -> None:
+    if name == find_base(asked.place.base, cache=asked.place.home.fingerprints).id:
+        message = f"The lora adapter '{name}' conflicts with a served base model."
+        raise InvalidRequest(message, param="lora_name", code="base_name")
+
+
+def _require_files(folder: Path) -> None:
+    """Refuse what is no adapter at all before a route is made for it."""
+    problems = file_problems(folder, Limits())
+    if problems:
+        raise BadAdapter("; ".join(problems), hint="mend the folder", problems=problems)
+
+
+def _require_number(asked: Asked, state: RouteState | None, ref: AdapterRef, folder: Path) -> None:
+    """Refuse a folder that is, or would become, another version than the one that is named."""
+    digest = weights_digest(folder)
+    versions = [] if state is None else asked.registry.versions(state.name)
+    number = next((one.number for one in versions if one.digest == digest), len(versions) + 1)
+    if number != ref.number:
+        raise InvalidRequest(f"the folder is version {number} of its route, not {ref}", param="lora_name")
 
 
 def _require_unloaded(asked: Asked, state: RouteState, wanted: Load) -> None:
