@@ -75,8 +75,18 @@ def test_workers_whose_parent_was_killed_end_by_themselves(gateway: GatewayProce
     assert not lets_in(gateway)
 
 
-def test_workers_that_end_as_soon_as_they_are_started_end_the_gateway(tmp_path: Path) -> None:
-    words = [sys.executable, "-I", "-S", "-c", "raise SystemExit(3)"]
+@pytest.mark.parametrize(
+    ("program", "end"),
+    [
+        ("raise SystemExit(3)", "ended with exit code 3"),
+        ("import os, sys, time; os.write(int(sys.argv[3]), b'\\0\\0\\0\\2J{]'); time.sleep(600)", "killed by SIGKILL"),
+    ],
+    ids=["ends", "babbles"],
+)
+def test_workers_that_end_or_babble_as_soon_as_they_are_started_end_the_gateway(
+    tmp_path: Path, program: str, end: str
+) -> None:
+    words = [sys.executable, "-I", "-S", "-c", program]
 
     async def scenario() -> None:
         with closing(listen("127.0.0.1", 0)) as bound:
@@ -86,7 +96,7 @@ def test_workers_that_end_as_soon_as_they_are_started_end_the_gateway(tmp_path: 
             finally:
                 await crew.stop()
 
-    with pytest.raises(WorkersFailed, match=f"{MAX_STILLBORN} workers in a row .* exit code 3"):
+    with pytest.raises(WorkersFailed, match=f"{MAX_STILLBORN} workers in a row .* {end}"):
         asyncio.run(scenario())
 
 

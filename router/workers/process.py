@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from .totals import Family
 
 COMMAND = (sys.executable, "-P", "-m", "router.workers.worker")  # -P: no package of the folder it is started in
 LAST_SECONDS = 2.0
+log = logging.getLogger("branchline.workers")
 KEYS = frozenset({"BRANCHLINE_API_KEY", "BRANCHLINE_ENGINE_API_KEY"})  # told over the channel, to who needs them
 
 
@@ -90,6 +92,8 @@ class Worker:
                 await self._process.wait()
         except TimeoutError:
             self.kill()  # it closed its channel, and went on
+        except Exception:
+            log.exception("worker %d said what makes no sense", self.number)
         finally:
             self.kill()
             await self._calls.stop()
