@@ -17,7 +17,7 @@ from tests.fuzz_mutations import mutate
 from tests.fuzz_target import Target
 from tests.fuzz_targets import all_targets
 
-EXAMPLES = 100
+EXAMPLES = 60
 NAMES = (
     "two readers",
     *("chat/completions body", "completions body", "responses body", "tokenize body"),
