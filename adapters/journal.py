@@ -300,12 +300,17 @@ def _serial(connection: Connection) -> int:
     return int(connection.execute(select(schema.registry.c.serial)).scalar_one())
 
 
+def _name(state: RouteState) -> str:
+    return state.name  # sorted here: databases sort text differently
+
+
 def _view(connection: Connection, serial: int, after: int) -> View:
     newer = schema.events.c.serial > after
     rows = connection.execute(select(schema.events).where(newer).order_by(schema.events.c.serial))
     events = tuple(event_from_row(row) for row in rows)
     last: dict[str, int] = {event.route: event.serial for event in events if event.route is not None}
-    routes = tuple(state for name in sorted(last) if (state := read_route(connection, name)) is not None)
+    states = select(schema.routes.c.state).where(schema.routes.c.name.in_(sorted(last)))
+    routes = tuple(sorted((route_from_json(state) for state in connection.execute(states).scalars()), key=_name))
     chosen = select(schema.versions).where(schema.versions.c.route.in_(sorted(last)))
     versions = tuple(version_from_row(row) for row in connection.execute(chosen))
     number = read_classifier(connection).live
