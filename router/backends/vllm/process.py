@@ -11,11 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-import aiohttp
-
 from adapters.base import Base
 
 from ...errors import EngineFailed
+from .client import EngineBroke
 from .first_answer import first_answer
 from .launch import GUARD, HOST, command, engine_environment
 from .log import EngineLog
@@ -176,13 +175,11 @@ class ManagedEngine:
                 if left <= 0:
                     raise EngineFailed(f"vLLM said nothing for {self._start_seconds:.0f} s and does not answer")
                 await asyncio.wait({answer, run.ended}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            broken = answer.done() and isinstance(answer.exception(), aiohttp.ClientError)
+            broken = answer.done() and isinstance(answer.exception(), EngineBroke)
             if broken:
                 await asyncio.wait({run.ended}, timeout=5)  # its last words say more than a broken connection
             if run.ended.done() or self._stopped:
                 raise self._failure(run)
-            if broken:
-                raise EngineFailed("vLLM broke the connection of its first request")
             answer.result()
         finally:
             answer.cancel()
