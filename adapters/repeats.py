@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
 from . import schema
 from .errors import Conflict
@@ -52,7 +52,7 @@ class Claim:
         """For `Journal.acting_as`: marks the row with each event. Raises `Conflict` where another took over."""
 
         def mark(connection: Connection, event: Event) -> None:
-            changed = update(schema.repeats).where(*_mine(self)).values(serial=event.serial)
+            changed = update(schema.repeats).where(_mine(self)).values(serial=event.serial)
             if connection.execute(changed).rowcount == 0:
                 raise Conflict("this request took too long, and another took it over", hint="ask again with its key")
 
@@ -62,15 +62,15 @@ class Claim:
 def claim(journal: Journal, request: Request, *, again: bool, clock: Callable[[], float] = time.time) -> Claim:
     """Take a request to do, or learn what became of it. With `again` it may be done twice, so none is `lost`."""
     table, now = schema.repeats, clock()
-    same = (table.c.principal == request.principal, table.c.key == request.key)
+    same = (table.c.principal == request.principal) & (table.c.key == request.key)
     with journal.transaction() as connection:
         connection.execute(delete(table).where(table.c.time < now - KEPT_SECONDS))
-        row = connection.execute(select(table).where(*same)).first()
+        row = connection.execute(select(table).where(same)).first()
         if row is not None:
             found = _found(row.digest, row.answer, row.serial, now - row.time, request, again=again)
             if found != "claimed":
                 return Claim(found, request, answer=row.answer or "", serial=row.serial or 0)
-            connection.execute(delete(table).where(*same))
+            connection.execute(delete(table).where(same))
         taken = Claim("claimed", request, uuid.uuid4().hex)
         values = {"principal": request.principal, "key": request.key, "digest": request.digest}
         connection.execute(insert(table).values(**values, token=taken.token, time=now))
@@ -80,16 +80,16 @@ def claim(journal: Journal, request: Request, *, again: bool, clock: Callable[[]
 def file_answer(journal: Journal, taken: Claim, answer: str) -> None:
     """Keep the answer for whoever asks again."""
     with journal.transaction() as connection:
-        connection.execute(update(schema.repeats).where(*_mine(taken)).values(answer=answer))
+        connection.execute(update(schema.repeats).where(_mine(taken)).values(answer=answer))
 
 
 def give_up(journal: Journal, taken: Claim) -> None:
     """Have whoever asks again begin at once: nothing was done, or what was done is known by its event."""
     table = schema.repeats
     with journal.transaction() as connection:
-        connection.execute(delete(table).where(*_mine(taken), table.c.serial.is_(None)))
+        connection.execute(delete(table).where(_mine(taken), table.c.serial.is_(None)))
         over = table.c.time - LEASE_SECONDS
-        connection.execute(update(table).where(*_mine(taken)).values(time=over))
+        connection.execute(update(table).where(_mine(taken)).values(time=over))
 
 
 def _found(digest: str, answer: str | None, serial: int | None, age: float, request: Request, *, again: bool) -> Found:
@@ -102,6 +102,6 @@ def _found(digest: str, answer: str | None, serial: int | None, age: float, requ
     return "claimed" if again or serial is None else "lost"
 
 
-def _mine(taken: Claim) -> tuple[object, ...]:
+def _mine(taken: Claim) -> ColumnElement[bool]:
     table, request = schema.repeats, taken.request
-    return (table.c.principal == request.principal, table.c.key == request.key, table.c.token == taken.token)
+    return (table.c.principal == request.principal) & (table.c.key == request.key) & (table.c.token == taken.token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -12,15 +12,17 @@ from fastapi.routing import APIRoute
 
 from adapters.keyring import create_key, keys_of
 from adapters.keys import Role
+from adapters.manifests import weights_digest
+from adapters.publish import publish_folder
 from router.admin_api.operation import Operation
 from router.admin_api.table import OPERATIONS, path_of
 from router.auth import Gatekeeper
+from tests.adapter_folders import make_evidence
+from tests.admin_client import OWN_KEY, TLS, V1, Person
 from tests.gateway_parts import DEADLINE, Served, Stock, make_stock
-from tests.test_router_app import require_error
+from tests.test_router_app import body, require_error
 
-OWN_KEY = "k-0123456789abcdef"
 ROLES: tuple[Role, ...] = ("inference", "operator", "admin")
-V1 = "/admin/v1"
 
 
 @pytest.fixture(scope="module")
@@ -41,52 +43,39 @@ def served(stock: Stock, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def keys(served: Served) -> dict[str, str]:
     """A secret of each role, and one of an operator and of an admin who may use the route regex only."""
     registry = served.gateway.registry
-    made = {role: create_key(registry, f"the-{role}", role) for role in ROLES}
+    made = {str(role): create_key(registry, f"the-{role}", role) for role in ROLES}
     made |= {f"{role}-of-regex": create_key(registry, f"{role}-of-regex", role, routes=["regex"]) for role in ROLES[1:]}
     served.until(lambda: served.gateway.catalog.snapshot.serial >= registry.serial(), "the keys")
     return {name: key.secret for name, key in made.items()}
 
 
+def status_with(client: httpx.Client, secret: str) -> int:
+    return client.get("/v1/models", headers={"authorization": f"Bearer {secret}"}).status_code
+
+
 @pytest.fixture(scope="module")
 def client(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, timeout=DEADLINE) as client:
+    with httpx.Client(base_url=served.url, timeout=DEADLINE, verify=TLS) as client:
         yield client
 
 
-class Operator:
-    """Somebody with a key."""
-
-    def __init__(self, client: httpx.Client, secret: str) -> None:
-        self._client = client
-        self._headers = {"authorization": f"Bearer {secret}"}
-
-    def ask(self, method: str, path: str, document: Any = None, **headers: str) -> httpx.Response:
-        said = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self._client.request(method, path, json=document, headers={**self._headers, **said})
-
-    def done(self, method: str, path: str, document: Any = None, **headers: str) -> dict[str, Any]:
-        response = self.ask(method, path, document, **headers)
-        assert response.status_code in (200, 201), response.text
-        assert response.headers["x-request-id"]
-        found: dict[str, Any] = response.json()
-        return found
+@pytest.fixture(scope="module")
+def operator(served: Served, keys: dict[str, str]) -> Iterator[Person]:
+    somebody = Person(served.url, keys["operator"])
+    with somebody.client:
+        yield somebody
 
 
-@pytest.fixture
-def operator(client: httpx.Client, keys: dict[str, str]) -> Operator:
-    return Operator(client, keys["operator"])
-
-
-@pytest.fixture
-def admin(client: httpx.Client, keys: dict[str, str]) -> Operator:
-    return Operator(client, keys["admin"])
+@pytest.fixture(scope="module")
+def admin(served: Served, keys: dict[str, str]) -> Iterator[Person]:
+    somebody = Person(served.url, keys["admin"])
+    with somebody.client:
+        yield somebody
 
 
 @pytest.fixture
 def route(served: Served, request: pytest.FixtureRequest, stock: Stock) -> str:
     """A route of the test's own, with two published versions, none live."""
-    from adapters.publish import publish_folder
-
     registry = served.gateway.registry
     name = f"r{registry.serial()}"
     registry.create_route(name)
@@ -135,11 +124,12 @@ def test_the_admin_api_asks_for_a_key_where_nothing_else_does(
 ) -> None:
     home = stock.copy(tmp_path_factory.mktemp("keyless") / "home")
     with Served(home, stock.base, Gatekeeper.for_bind("127.0.0.1", None), lora_folders=()) as served:
-        assert httpx.get(f"{served.url}/v1/models").status_code == 200
-        assert httpx.get(f"{served.url}{V1}/engines").status_code == 200
-        for operation in OPERATIONS:
-            response = httpx.request(operation.method, f"{served.url}{concrete(operation)}")
-            require_error(response, 401, "invalid_api_key")
+        anybody = Person(served.url, None)
+        with anybody.client:
+            assert anybody.ask("GET", "/v1/models").status_code == 200
+            assert anybody.ask("GET", f"{V1}/engines").status_code == 200
+            for operation in OPERATIONS:
+                require_error(anybody.ask(operation.method, concrete(operation)), 401, "invalid_api_key")
 
 
 def test_a_port_of_their_own_answers_operators_and_nobody_else(
@@ -147,26 +137,26 @@ def test_a_port_of_their_own_answers_operators_and_nobody_else(
 ) -> None:
     home = stock.copy(tmp_path_factory.mktemp("apart") / "home")
     gatekeeper = Gatekeeper.for_bind("127.0.0.1", OWN_KEY)
-    headers = {"authorization": f"Bearer {OWN_KEY}"}
     with Served(home, stock.base, gatekeeper, lora_folders=(), admin_port=True) as served:
-        for path in [*(concrete(one) for one in OPERATIONS), f"{V1}/engines", f"{V1}/nothing"]:
-            spoofed = {**headers, "host": f"127.0.0.1:{served.admin_port}"}
-            require_error(httpx.get(f"{served.url}{path}", headers=spoofed), 404, "unknown_url")
-        assert httpx.get(f"{served.admin_url}{V1}/routes", headers=headers).status_code == 200
-        assert httpx.get(f"{served.admin_url}{V1}/engines", headers=headers).status_code == 200
-        require_error(httpx.get(f"{served.admin_url}/v1/models", headers=headers), 404, "unknown_url")
-        refused = httpx.post(f"{served.admin_url}/v1/chat/completions", headers=headers, json={})
-        require_error(refused, 404, "unknown_url")
-        require_error(httpx.get(f"{served.admin_url}{V1}/routes"), 401, "invalid_api_key")
-        for path in ("/health", "/ready"):
-            assert httpx.get(f"{served.admin_url}{path}").status_code == httpx.get(f"{served.url}{path}").status_code
+        main, apart = (Person(url, OWN_KEY) for url in (served.url, served.admin_url))
+        nobody = Person(served.admin_url, None)
+        with main.client, apart.client, nobody.client:
+            for path in [*(concrete(one) for one in OPERATIONS), f"{V1}/engines", f"{V1}/nothing"]:
+                response = main.ask("GET", path, host=f"127.0.0.1:{served.admin_port}")
+                require_error(response, 404, "unknown_url")
+            assert apart.done("GET", f"{V1}/routes")["routes"]
+            assert apart.done("GET", f"{V1}/engines")["engines"]
+            require_error(apart.ask("GET", "/v1/models"), 404, "unknown_url")
+            require_error(apart.ask("POST", "/v1/chat/completions", {}), 404, "unknown_url")
+            require_error(nobody.ask("GET", f"{V1}/routes"), 401, "invalid_api_key")
+            assert nobody.ask("GET", "/health").status_code == 200
 
 
 # -- what ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_day_of_an_operator_is_in_force_when_the_answer_says_so_and_in_the_audit_trail(
-    operator: Operator, admin: Operator, served: Served, route: str
+    operator: Person, admin: Person, served: Served, route: str
 ) -> None:
     before = served.gateway.registry.serial()
     created = operator.done(
@@ -209,7 +199,7 @@ def test_a_day_of_an_operator_is_in_force_when_the_answer_says_so_and_in_the_aud
     ]
 
 
-def test_the_audit_trail_is_read_page_by_page_and_nothing_is_missed(operator: Operator, served: Served) -> None:
+def test_the_audit_trail_is_read_page_by_page_and_nothing_is_missed(operator: Person, served: Served) -> None:
     found: list[int] = []
     after: int | None = 0
     while after is not None:
@@ -220,11 +210,11 @@ def test_the_audit_trail_is_read_page_by_page_and_nothing_is_missed(operator: Op
 
 
 def test_keys_are_made_changed_and_revoked_and_the_secret_is_told_once(
-    admin: Operator, client: httpx.Client, served: Served
+    admin: Person, client: httpx.Client, served: Served
 ) -> None:
     wanted = {"name": "shop", "role": "inference", "routes": ["sql"], "limits": {"requests_per_minute": 60}}
     made = admin.done("POST", f"{V1}/keys?wait=20", wanted, idempotency_key="make-shop")
-    assert Operator(client, made["secret"]).ask("GET", "/v1/models").status_code == 200
+    assert status_with(client, made["secret"]) == 200
     again = admin.done("POST", f"{V1}/keys", wanted, idempotency_key="make-shop")
     assert again == {**{name: value for name, value in made.items() if name != "in_force"}, "secret": None}
     assert made["secret"] not in json.dumps(admin.done("GET", f"{V1}/keys"))
@@ -233,8 +223,112 @@ def test_keys_are_made_changed_and_revoked_and_the_secret_is_told_once(
     assert changed["routes"] == ["sql"]
     assert admin.done("PATCH", f"{V1}/keys/shop", {"routes": None})["routes"] is None
     admin.done("POST", f"{V1}/keys/shop/revoke?wait=20", {"why": "gone"})
-    require_error(Operator(client, made["secret"]).ask("GET", "/v1/models"), 401, "invalid_api_key")
+    assert status_with(client, made["secret"]) == 401
     kept = [one for one in keys_of(served.gateway.registry) if one.name == "shop"]
     assert len(kept) == 1
     database = b"".join(file.read_bytes() for file in served.gateway.home.folder.glob("registry.db*"))
     assert made["secret"].encode() not in database
+
+
+def test_texts_are_added_taken_back_corrected_and_forgotten(operator: Person, admin: Person, route: str) -> None:
+    path = f"{V1}/routes/{route}"
+    added = operator.done("POST", f"{path}/examples?wait=20", {"texts": ["one", "two", "two"]})
+    assert (added["added"], added["in_force"]["problems"]) == (2, {})
+    assert operator.done("POST", f"{path}/examples/remove", {"texts": ["one"]})["removed"] == 1
+    assert operator.done("GET", f"{path}/examples")["examples"] == [{"text": "two"}]
+    asked = operator.ask("POST", "/v1/feedback", {"route": route, "text": "three"})
+    assert asked.status_code == 202
+    waiting = [one for one in operator.done("GET", f"{V1}/corrections")["corrections"] if one["route"] == route]
+    assert [one["text"] for one in waiting] == ["three"]
+    accepted = operator.done("POST", f"{V1}/corrections/accept?wait=20", {"ids": [waiting[0]["id"]]})
+    assert (accepted["added"], accepted["in_force"]["problems"]) == (1, {})
+    assert operator.done("POST", f"{V1}/corrections", {"route": route, "texts": ["four"]})["added"] == 1
+    acting = operator.done("GET", f"{V1}/corrections?state=in_force")["corrections"]
+    assert {one["text"] for one in acting if one["route"] == route} == {"three", "four"}
+    require_error(operator.ask("POST", f"{V1}/corrections/accept", {"ids": [1], "all": True}), 400, None)
+    counts = admin.done("POST", f"{path}/forget", {"why": "asked to"})
+    assert (counts["examples"], counts["corrections"], counts["bytes_remain"]) == (1, 2, False)
+    assert operator.done("GET", f"{path}/examples")["examples"] == []
+
+
+def test_examples_that_would_take_those_of_another_route_are_refused_without_quoting_them(
+    operator: Person, served: Served, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"c{served.gateway.registry.serial()}-{end}" for end in "ab"]
+    taken = [f"list order number {number} of my shop" for number in range(12)]
+    for name, examples in zip(names, (taken, []), strict=True):
+        operator.done("POST", f"{V1}/routes", {"name": name, "examples": examples})
+    path = f"{V1}/routes/{names[1]}/examples"
+    refused = operator.ask("POST", path, {"texts": taken})
+    assert "would lose" in require_error(refused, 409, "refused")["message"]
+    assert "of my shop" not in refused.text + "".join(capfd.readouterr())
+    assert operator.done("POST", path, {"texts": taken, "force": "a test"})["added"] == len(taken)
+
+
+def test_a_folder_is_published_with_its_evidence_and_passes_the_gate(
+    operator: Person, admin: Person, served: Served, stock: Stock
+) -> None:
+    name = f"p{served.gateway.registry.serial()}"
+    operator.done("POST", f"{V1}/routes", {"name": name})
+    evidence = json.loads(make_evidence(weights_digest(stock.folders[2]), stock.base.fingerprint).to_json())
+    path = f"{V1}/routes/{name}/versions"
+    published = admin.done("POST", path, {"folder": str(stock.folders[2])})
+    assert (published["number"], published["created"], published["evidence"]) == (1, True, [])
+    assert admin.done("POST", path, {"folder": stock.folders[2].name})["created"] is False
+    bad = json.loads(make_evidence("0" * 64, stock.base.fingerprint).to_json())
+    require_error(admin.ask("POST", f"{path}/1/evidence", bad), 409, "refused")
+    require_error(admin.ask("POST", f"{path}/1/evidence", {"schema": 1}), 400, "bad_input")
+    digest = admin.done("POST", f"{path}/1/evidence", evidence)["digest"]
+    assert operator.done("GET", f"{path}/1")["evidence"] == [digest]
+    assert operator.done("GET", path)["versions"][0]["stage"] == "published"
+    assert operator.done("POST", f"{V1}/routes/{name}/promote", {"version": 1})["unmet"] == []
+    require_error(admin.ask("POST", path, {"folder": str(served.gateway.home.folder)}), 403, "folder_not_allowed")
+
+
+def test_what_cannot_be_read_is_refused_by_name_and_nothing_is_done(operator: Person, served: Served) -> None:
+    serial = served.gateway.registry.serial()
+    path = f"{V1}/routes/sql"
+    for method, where, document, param in (
+        ("POST", f"{path}/promote", {}, "version"),
+        ("POST", f"{path}/promote", {"version": "1"}, "version"),
+        ("POST", f"{path}/promote", {"version": True}, "version"),
+        ("POST", f"{path}/promote", {"version": 2, "forse": "x"}, "forse"),
+        ("POST", f"{path}/promote", {"version": 2, "force": " "}, "force"),
+        ("POST", f"{path}/disable?wait=never", {}, "wait"),
+        ("POST", f"{path}/disable?wait=31", {}, "wait"),
+        ("POST", f"{path}/disable?why=x", {}, "why"),
+        ("PATCH", path, {"policy": {"min_items": [1]}}, None),
+        ("GET", f"{V1}/events?limit=0", None, "limit"),
+    ):
+        error = require_error(operator.ask(method, where, document), 400, None) if param else None
+        if error is None:
+            assert operator.ask(method, where, document).status_code == 400
+        else:
+            assert error["param"] == param
+    require_error(operator.ask("PATCH", path, {"policy": {"no_such_key": 1}}), 400, "invalid_name")
+    require_error(operator.ask("POST", f"{path}/disable", {"why": "a\0b"}), 400, None)
+    require_error(operator.ask("POST", f"{V1}/routes/No/disable", {}), 400, "invalid_name")
+    require_error(operator.ask("GET", f"{V1}/routes/nobody"), 404, "not_found")
+    require_error(operator.ask("GET", f"{path}/versions/0"), 404, "not_found")
+    require_error(operator.ask("GET", f"{path}/versions/99"), 404, "not_found")
+    require_error(operator.ask("PUT", path, {}), 405, "method_not_allowed")
+    require_error(operator.ask("POST", f"{path}/disable", {}, idempotency_key="x" * 201), 400, None)
+    assert served.gateway.registry.serial() == serial
+
+
+def test_a_registry_that_is_locked_refuses_operators_and_disturbs_no_request(
+    stock: Stock, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.admin_api.desk.BUSY_TIMEOUT_MS", 200)
+    home = stock.copy(tmp_path_factory.mktemp("locked") / "home")
+    with Served(home, stock.base, Gatekeeper.for_bind("127.0.0.1", OWN_KEY), lora_folders=()) as served:
+        owner, other = Person(served.url, OWN_KEY), Person(served.url, OWN_KEY)
+        with owner.client, other.client, ThreadPoolExecutor(1) as thread:
+            owner.done("POST", f"{V1}/routes/sql/disable", {})
+            with served.gateway.registry.transaction():
+                asked = thread.submit(owner.ask, "POST", f"{V1}/routes/sql/enable", {}, idempotency_key="a")
+                assert other.ask("POST", "/v1/chat/completions", body("tiny")).status_code == 200
+                refused = asked.result()
+            error = require_error(refused, 503, "registry_unavailable")
+            assert error["message"] == "the registry cannot be used now"
+            assert owner.done("POST", f"{V1}/routes/sql/enable", {}, idempotency_key="a")["enabled"] is True

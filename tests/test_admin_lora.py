@@ -19,7 +19,7 @@ from tests.admin_client import OWN_KEY, V1, Person, person
 from tests.gateway_parts import Served, Stock, make_stock
 from tests.test_router_app import body, require_error
 
-FORCE = {"x_branchline_force": "a test"}
+WHY = "a test"
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,9 @@ def registry(served: Served) -> Registry:
     return served.gateway.registry
 
 
-def load(tool: Person, name: str, path: object, *, in_place: bool = False, **headers: str) -> httpx.Response:
+def load(tool: Person, name: str, path: object, *, in_place: bool = False, force: str = "") -> httpx.Response:
     document: dict[str, Any] = {"lora_name": name, "lora_path": str(path), "load_inplace": in_place}
+    headers = {"x_branchline_force": force} if force else {}
     return tool.ask("POST", "/v1/load_lora_adapter", document, **headers)
 
 
@@ -79,7 +80,7 @@ def answered_by(tool: Person, model: str) -> str:
 def test_a_tool_made_for_vllm_loads_uses_and_unloads_an_adapter_and_reads_what_vllm_says(
     tool: Person, registry: Registry, folders: Path
 ) -> None:
-    loaded = load(tool, "first", folders / "a", **FORCE)
+    loaded = load(tool, "first", folders / "a", force=WHY)
     assert (loaded.status_code, loaded.text) == (200, "Success: LoRA adapter 'first' added successfully.")
     assert "first" in models(tool)
     assert answered_by(tool, "first") == "first@1"
@@ -88,7 +89,7 @@ def test_a_tool_made_for_vllm_loads_uses_and_unloads_an_adapter_and_reads_what_v
         "The lora adapter 'first' has already been loaded. If you want to load the adapter in place, "
         "set 'load_inplace' to True."
     )
-    assert load(tool, "first", folders / "b", in_place=True, **FORCE).status_code == 200
+    assert load(tool, "first", folders / "b", in_place=True, force=WHY).status_code == 200
     assert answered_by(tool, "first") == "first@2"
     assert load(tool, "first", folders / "b", in_place=True).status_code == 200  # it is live already
     gone = unload(tool, "first")
@@ -128,10 +129,10 @@ def test_evidence_that_lies_beside_an_adapter_passes_the_gate_without_force(
 def test_a_route_that_an_operator_disabled_stays_so_whatever_a_tool_loads(
     tool: Person, registry: Registry, folders: Path
 ) -> None:
-    load(tool, "fourth", folders / "a", **FORCE)
+    load(tool, "fourth", folders / "a", force=WHY)
     registry.disable("fourth", why="an incident")
-    require_error(load(tool, "fourth", folders / "a", in_place=True, **FORCE), 409, "refused")
-    require_error(load(tool, "fourth", folders / "b", in_place=True, **FORCE), 409, "refused")
+    require_error(load(tool, "fourth", folders / "a", in_place=True, force=WHY), 409, "refused")
+    require_error(load(tool, "fourth", folders / "b", in_place=True, force=WHY), 409, "refused")
     assert not registry.route("fourth").enabled
     assert registry.route("fourth").latest == 1
 
@@ -139,9 +140,9 @@ def test_a_route_that_an_operator_disabled_stays_so_whatever_a_tool_loads(
 def test_a_version_that_is_unloaded_is_retired_and_the_one_before_it_answers(
     tool: Person, registry: Registry, folders: Path
 ) -> None:
-    load(tool, "fifth@1", folders / "a", **FORCE)
-    require_error(load(tool, "fifth@7", folders / "b", in_place=True, **FORCE), 400, None)
-    load(tool, "fifth", folders / "b", in_place=True, **FORCE)
+    load(tool, "fifth@1", folders / "a", force=WHY)
+    require_error(load(tool, "fifth@7", folders / "b", in_place=True, force=WHY), 400, None)
+    load(tool, "fifth", folders / "b", in_place=True, force=WHY)
     assert unload(tool, "fifth@2").status_code == 200
     assert registry.route("fifth").stage(2) == "retired"
     assert answered_by(tool, "fifth") == "fifth@1"
@@ -172,15 +173,15 @@ def test_nothing_is_loaded_from_elsewhere(
         "round",
         "x" * 5000,
     ):
-        response = load(tool, "sixth", wrong, **FORCE)
+        response = load(tool, "sixth", wrong, force=WHY)
         assert response.status_code in (400, 403), (wrong, response.text)
         assert str(outside.parent) not in response.text
     for wrong in ("nothing", "a/adapter_config.json"):
-        require_error(load(tool, "sixth", wrong, **FORCE), 400, "folder_not_found")
+        require_error(load(tool, "sixth", wrong, force=WHY), 400, "folder_not_found")
     assert registry.serial() == serial  # not even the route was made
     inside = folders / "inside"
     inside.symlink_to("a")
-    assert load(tool, "sixth", inside, **FORCE).status_code == 200
+    assert load(tool, "sixth", inside, force=WHY).status_code == 200
 
 
 def test_files_of_a_folder_that_lead_out_of_it_are_not_read(
@@ -191,13 +192,13 @@ def test_files_of_a_folder_that_lead_out_of_it_are_not_read(
         copytree(stock.folders[0], folder)
         (folder / name).unlink()
         (folder / name).symlink_to(stock.folders[0] / name)
-        require_error(load(tool, "seventh", folder, **FORCE), 400, "bad_adapter")
+        require_error(load(tool, "seventh", folder, force=WHY), 400, "bad_adapter")
     folder = folders / "evidence-leads-out"
     copytree(stock.folders[0], folder)
     secret = tmp_path / "secret.json"
     secret.write_text('{"secret": 1}')
     (folder / "evidence.json").symlink_to(secret)
-    assert load(tool, "seventh", folder, **FORCE).status_code == 200
+    assert load(tool, "seventh", folder, force=WHY).status_code == 200
 
 
 def test_a_server_without_folders_to_load_from_loads_nothing(
@@ -208,7 +209,7 @@ def test_a_server_without_folders_to_load_from_loads_nothing(
         Served(home, stock.base, Gatekeeper.for_bind("127.0.0.1", OWN_KEY), lora_folders=()) as served,
         person(served, "admin") as admin,
     ):
-        require_error(load(admin, "sql", folders / "a", **FORCE), 403, "loading_disabled")
+        require_error(load(admin, "sql", folders / "a", force=WHY), 403, "loading_disabled")
         publishing = admin.ask("POST", f"{V1}/routes/sql/versions", {"folder": str(folders / "a")})
         require_error(publishing, 403, "loading_disabled")
 
@@ -219,6 +220,6 @@ def test_what_vllm_refuses_is_refused_as_vllm_does(tool: Person, folders: Path) 
         assert refused["message"] == "Both 'lora_name' and 'lora_path' must be provided."
     refused = require_error(tool.ask("POST", "/v1/unload_lora_adapter", {}), 400, "missing_field")
     assert refused["message"] == "'lora_name' needs to be provided to unload a LoRA adapter."
-    require_error(load(tool, "tiny", folders / "a", **FORCE), 400, "base_name")
-    require_error(load(tool, "Not A Route", folders / "a", **FORCE), 400, "invalid_name")
+    require_error(load(tool, "tiny", folders / "a", force=WHY), 400, "base_name")
+    require_error(load(tool, "Not A Route", folders / "a", force=WHY), 400, "invalid_name")
     require_error(unload(tool, "nobody"), 404, "not_found")

@@ -12,7 +12,7 @@ from .routes import events_page
 
 def _gateways(asked: Asked) -> Answer:
     names = {(one.route, one.number): one.engine_name for one in asked.registry.versions()}
-    wanted = {
+    wanted: dict[str, str | None] = {
         state.name: names.get((state.name, state.live)) if state.enabled and state.live is not None else None
         for state in asked.registry.routes()
     }
