@@ -22,6 +22,7 @@ from . import schema
 from .errors import RegistryUnavailable
 from .files import make_folder
 from .schema import REVISION, SCHEMA_NUMBER
+from .sqlite_file import WatchedFile
 
 BUSY_TIMEOUT_MS = 10_000
 CONNECT_SECONDS = 5
@@ -111,7 +112,8 @@ def _server_connected(busy_timeout_ms: int, connection: DBAPIConnection, _record
 
 
 def _sqlite(url: str, database: str | None, *, create: bool, busy_timeout_ms: int) -> Engine:
-    if database and database != ":memory:" and not database.startswith("file:"):  # that is a URI, not a path
+    is_file = database and database != ":memory:" and not database.startswith("file:")  # that is a URI, not a path
+    if database and is_file:
         if create:
             make_folder(Path(database).parent)
         elif not Path(database).exists():
@@ -119,6 +121,8 @@ def _sqlite(url: str, database: str | None, *, create: bool, busy_timeout_ms: in
     engine = create_engine(url, connect_args={"timeout": busy_timeout_ms / 1000, "check_same_thread": False})
     event.listen(engine, "connect", partial(_sqlite_connected, busy_timeout_ms))
     event.listen(engine, "begin", _sqlite_begin)
+    if database and is_file:
+        WatchedFile(Path(database)).attach(engine)
     return engine
 
 

@@ -17,6 +17,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import PoolProxiedConnection
 
+from .errors import RegistryUnavailable
+
 CHANNEL = "branchline"
 LONGEST_SECONDS = 1.0
 POLL_SECONDS = 0.025
@@ -76,6 +78,8 @@ class ChangeCounter:
             if found != self._seen:
                 self._seen = found
                 break
+        else:
+            self.close()  # the file may be another one by now, and a connection that is taken anew is to that one
         self._woken.clear()
 
     def wake(self) -> None:
@@ -93,7 +97,7 @@ class ChangeCounter:
             cursor = self._connection.cursor()
             cursor.execute("PRAGMA data_version")
             return cursor.fetchone()
-        except (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error):
+        except (SQLAlchemyError, RegistryUnavailable, self._engine.dialect.loaded_dbapi.Error):
             self.close()
             return None
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from adapters.convergence import HEARTBEAT_SECONDS
-from adapters.errors import BranchlineError
+from adapters.errors import BranchlineError, RegistryUnavailable
 from adapters.journal import Journal, View
 from adapters.notices import Notices, notices_of
 from adapters.types import GatewayRow
@@ -83,6 +83,11 @@ class Watcher:
 
     def _step(self) -> None:
         view = self._journal.newer_view(after=self._serial)
+        if view is not None and view.serial < self._serial:
+            raise RegistryUnavailable(
+                f"the registry is at serial {view.serial}, and {self._serial} is in force: it is an older copy",
+                hint="put the right one in its place, or restart the gateway to serve what this one says",
+            )
         if view is not None:
             self._serial = view.serial
             self._on_view(view)

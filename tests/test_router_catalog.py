@@ -7,6 +7,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -627,8 +628,28 @@ def test_a_registry_that_is_moved_away_and_back_leaves_everything_in_force(home:
             away = home.folder.with_name("away")
             home.folder.rename(away)
             assert gateway.decide("sql").version == 1
+            await gateway.until(lambda: gateway.catalog.stale_seconds > 0, "stale")
             away.rename(home.folder)
+            await gateway.until(lambda: gateway.catalog.stale_seconds == 0, "fresh again")
             await gateway.promoted("sql", 2)
+
+    asyncio.run(scenario())
+
+
+def test_an_older_registry_in_the_place_of_the_one_that_was_followed_leaves_everything_in_force_and_stale(
+    home: Home, stock: Stock, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with running(home, stock.base, live=[("sql", 1)]) as gateway:
+            file = home.folder / "registry.db"
+            with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(tmp_path / "backup")) as copy:
+                source.backup(copy)
+            await gateway.promoted("sql", 2)
+            for beside in ("-wal", "-shm"):
+                file.with_name(file.name + beside).unlink(missing_ok=True)
+            (tmp_path / "backup").replace(file)
+            await gateway.until(lambda: gateway.catalog.stale_seconds > 0, "stale")
+            assert gateway.decide("sql").version == 2
 
     asyncio.run(scenario())
 
