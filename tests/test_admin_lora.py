@@ -91,6 +91,7 @@ def test_a_tool_made_for_vllm_loads_uses_and_unloads_an_adapter_and_reads_what_v
     )
     assert load(tool, "first", folders / "b", in_place=True, force=WHY).status_code == 200
     assert answered_by(tool, "first") == "first@2"
+    registry.create_route("beside")  # what happens to others is not waited for
     assert load(tool, "first", folders / "b", in_place=True).status_code == 200  # it is live already
     gone = unload(tool, "first")
     assert (gone.status_code, gone.text) == (200, "Success: LoRA adapter 'first' removed successfully.")

@@ -18,6 +18,7 @@ from tests.readme_tree import README, written
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
+    ROOT / "docs" / "admin.md",
     ROOT / "docs" / "vllm.md",
     ROOT / "docs" / "classifier.md",
     ROOT / "docs" / "keys.md",

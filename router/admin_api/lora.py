@@ -99,8 +99,8 @@ def _require_unloaded(asked: Asked, state: RouteState, wanted: Load) -> None:
 
 
 def _bring_in(asked: Asked, state: RouteState, number: int) -> int:
-    """Promote the version unless it is live, enable the route if it was unloaded; the serial of the last change."""
-    serial = asked.registry.serial()
+    """Promote the version unless it is live, enable the route if it was unloaded; the serial of its last event."""
+    serial = asked.registry.events(route=state.name)[-1].serial
     if state.live != number:
         forced = asked.forced
         if forced is None and Policy.of(state.policy).lora_load == "forced":
