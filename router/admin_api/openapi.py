@@ -24,6 +24,21 @@ _NAME: Document = {"type": "string", "minLength": 1}
 _PATH: Document = {"route": _NAME, "name": _NAME, "number": {"type": "integer", "minimum": 1, "maximum": 999_999_999}}
 _ETAG: Document = {"etag": {"description": "The route's revision.", "schema": _TEXT}}
 _REF = "#/components/schemas/{model}"
+_EXAMPLES: Document = {
+    "NewRoute": {"name": "sql", "description": "SQL from questions", "examples": ["how many users are there?"]},
+    "RouteChange": {"policy": {"min_items": 100}},
+    "Promotion": {"version": 3},
+    "Publication": {"folder": "sql"},
+    "NewExamples": {"texts": ["sum the sales of May"]},
+    "OldExamples": {"texts": ["sum the sales of May"]},
+    "Correction": {"route": "sql", "texts": ["which user spent most?"], "why": "a ticket"},
+    "Chosen": {"ids": [1, 2]},
+    "Removed": {"digests": ["0a1b2c3d"]},
+    "NewKey": {"name": "shop", "role": "inference", "routes": ["sql"], "limits": {"requests_per_minute": 600}},
+    "KeyChange": {"limits": {"max_concurrent": 16}},
+    "Load": {"lora_name": "sql", "lora_path": "/models/sql"},
+    "Unload": {"lora_name": "sql"},
+}
 
 
 def admin_section() -> Section:
@@ -41,7 +56,7 @@ def _operation(one: Operation) -> Document:
     more: dict[str, Any] = {"parameters": _parameters(one)} if _parameters(one) else {}
     if one.body is not None:
         needed = any(field.is_required() for field in one.body.model_fields.values())
-        body = json_body({"$ref": _REF.format(model=one.body.__name__)}, _EXAMPLES.get(one.name, {}))
+        body = json_body({"$ref": _REF.format(model=one.body.__name__)}, _EXAMPLES.get(one.body.__name__, {}))
         more["requestBody"] = {**body, "required": needed}
     summary = f"{one.summary} For keys of the role `{one.role}`."
     return operation(one.name, summary, answers, refuses=_REFUSES, **more)
@@ -75,6 +90,3 @@ def _query(model: type[BaseModel]) -> list[Document]:
 
 def _header(name: str, description: str) -> Document:
     return {"name": name, "in": "header", "description": description, "schema": {"type": "string"}}
-
-
-_EXAMPLES: dict[str, Document] = {}
