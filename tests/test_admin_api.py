@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from fastapi.routing import APIRoute
 
+from adapters.errors import RegistryUnavailable
+from adapters.home import Home
 from adapters.keyring import create_key, keys_of
 from adapters.keys import Role
 from adapters.manifests import weights_digest
@@ -17,6 +21,8 @@ from adapters.publish import publish_folder
 from router.admin_api.operation import Operation
 from router.admin_api.table import OPERATIONS, path_of
 from router.auth import Gatekeeper
+from router.errors import ConfigInvalid
+from router.settings import read_settings
 from tests.adapter_folders import make_evidence
 from tests.admin_client import OWN_KEY, TLS, V1, Person
 from tests.gateway_parts import DEADLINE, Served, Stock, make_stock
@@ -332,3 +338,31 @@ def test_a_registry_that_is_locked_refuses_operators_and_disturbs_no_request(
             error = require_error(refused, 503, "registry_unavailable")
             assert error["message"] == "the registry cannot be used now"
             assert owner.done("POST", f"{V1}/routes/sql/enable", {}, idempotency_key="a")["enabled"] is True
+
+
+def test_a_change_that_was_made_is_answered_as_made_although_nobody_can_see_whether_it_is_in_force(
+    operator: Person, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unavailable(*_: object, **__: object) -> None:
+        raise RegistryUnavailable("the disk of db.internal is gone", hint="")
+
+    monkeypatch.setattr("router.admin_api.surface.wait_in_force", unavailable)
+    done = operator.done("POST", f"{V1}/routes/{route}/disable?wait=0.1", {})
+    assert done["enabled"] is False
+    assert done["in_force"]["problems"] == {"registry": "the registry cannot be used now"}
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"admin_port": 70000}, "admin-port is 70000"),
+        ({"admin_port": 8000}, "--admin-port is --port"),
+        ({"admin_host": "127.0.0.1"}, "--admin-host needs --admin-port"),
+        ({"admin_host": "10.0.0.1", "admin_port": 1}, "--admin-host is open beyond this machine"),
+        ({"lora_folders": [Path("/nowhere/at-all")]}, "--lora-folder 'at-all' is no folder"),
+    ],
+)
+def test_flags_for_operators_that_cannot_be_are_refused(given: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    engine = {"backend": "echo", "base": "tiny"}
+    with pytest.raises(ConfigInvalid, match=problem):
+        read_settings(Home.at(tmp_path), {}, host="127.0.0.1", port=8000, engine=engine, **given)

@@ -20,12 +20,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from adapters.convergence import Convergence, wait_exemplars, wait_in_force
+from adapters.errors import RegistryUnavailable
 from adapters.exemplars import exemplars_of
 from adapters.registry import Registry
 from adapters.repeats import Request as Repeat
 from adapters.store import Store
 
-from ..errors import AdapterUnavailable, StillRunning
+from ..errors import AdapterUnavailable, AdminOverloaded, StillRunning
 from ..limits import Limits
 from ..principal import Principal
 from ..settings import Settings
@@ -147,10 +148,16 @@ class _Serving:
         )
 
     async def _followed(self, outcome: Outcome, seconds: float) -> Convergence:
-        """Who follows, after at most `seconds`; no thread is kept waiting."""
+        """Who follows, after at most `seconds`; no thread is kept waiting.
+
+        The change is made: that nobody can look whether it is in force is a problem to be told, and no failure.
+        """
         deadline = self._began + seconds
         while True:
-            found = await self._admin.desk.do(partial(self._look, outcome))
+            try:
+                found = await self._admin.desk.do(partial(self._look, outcome))
+            except (AdminOverloaded, RegistryUnavailable) as error:
+                found = Convergence((), {"registry": error.message}, (time.monotonic() - self._began) * 1000)
             if not found.problems or time.monotonic() >= deadline:
                 return found
             await asyncio.sleep(POLL_SECONDS)
