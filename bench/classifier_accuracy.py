@@ -6,7 +6,7 @@ Needs the data folder (`../shared/data` or $BRANCHLINE_DATA). SCIENCE.md §8 say
 `test` is looked at once. "Top route" is the accuracy before abstention; "final decision" counts an abstained row as a
 miss. A draw of k rows a label sees those rows and nothing else: its abstention is learned out of fold. `--general N`
 gives fits without any negative made prompts that belong to no route (`router.classify.general`). A route's name is
-one example more of it, in every fit.
+one example more of it, in every fit. With `--part` the results are filed under that part's name.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ def main() -> None:
     parser.add_argument("--student", type=int, metavar="LAYERS", help="distil the trained encoder into so many layers")
     arguments = parser.parse_args()
     arm = arm_of(arguments)
-    title = f"The classifier's accuracy, {TITLES[arm.name]}"
-    publish(f"classifier_accuracy_{arm.name}", title, table(arm, plan_of(arguments)), arguments)
+    title = ", ".join(["The classifier's accuracy", TITLES[arm.name], *(arguments.part or ())])
+    name = "_".join(["classifier_accuracy", arm.name, *(arguments.part or ())])
+    publish(name, title, table(arm, plan_of(arguments)), arguments)
 
 
 def arm_of(arguments: argparse.Namespace) -> Arm:
