@@ -19,7 +19,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 MAX_CONNECTIONS = 16_384  # of a process
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers
 MAX_HEADERS = 128
-_ONCE = (b"host", b"authorization", b"content-type", b"x-request-id")  # another parser could take the other one
+# Another parser could take the other one.
+_ONCE = (b"host", b"authorization", b"content-type", b"transfer-encoding", b"x-request-id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class _Refused(Exception):
 
 class ClientConnection(HttpToolsProtocol):
     """Refuses what two parsers could read in two ways, on top of what llhttp refuses: a second Host or key, another
-    transfer coding than `chunked`, upgrades. `close_if_late` is called for every connection now and then.
+    transfer coding than `chunked`, headers behind the body, upgrades. `close_if_late` is called for every connection
+    now and then.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -55,6 +57,9 @@ class ClientConnection(HttpToolsProtocol):
         self._since = time.monotonic()
         self._unread_since: float | None = None
         self._head_bytes = 0
+        self._head_fields = 0
+        self._body_came = False
+        self._empty_bytes = 0  # of a body: what came since the last piece of it
         self._may_be_large = False
         self._begun = False
         self._deaf = False
@@ -84,12 +89,15 @@ class ClientConnection(HttpToolsProtocol):
             self._await("head")
         in_head = self._awaited == "head" and self._begun
         self._may_be_large = in_head or len(data) > MAX_HEAD_BYTES
+        self._body_came = False
         try:
             self.parser.feed_data(data)
             if in_head and self._awaited == "head":  # all of it: httptools holds back a header that has no end yet
                 self._head_bytes += len(data)
                 if self._head_bytes > MAX_HEAD_BYTES:
                     raise _too_large()
+            elif self._awaited == "body":
+                self._require_body(data)
         except httptools.HttpParserCallbackError as error:
             self._refuse(error.__context__ if isinstance(error.__context__, _Refused) else _malformed())
         except _Refused as refused:
@@ -113,10 +121,17 @@ class ClientConnection(HttpToolsProtocol):
             raise _Refused(HTTPStatus.NOT_IMPLEMENTED, "invalid_http", "no transfer coding but chunked is taken")
         if self.parser.should_upgrade():
             raise _Refused(HTTPStatus.BAD_REQUEST, "upgrade_refused", "no other protocol is spoken here")
+        self._head_fields = len(names)
+        self._body_came = True
         self._await("body")
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._body_came = True
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        self._require_no_trailers()
         self._awaited, self._begun = None, False
         super().on_message_complete()
 
@@ -127,6 +142,18 @@ class ClientConnection(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._unread_since = None
+
+    def _require_body(self, data: bytes) -> None:
+        """Raise for what is no piece of the body: chunks need some of it, but hold nothing as large as a head."""
+        self._require_no_trailers()
+        self._empty_bytes = 0 if self._body_came else self._empty_bytes + len(data)
+        if self._empty_bytes > MAX_HEAD_BYTES:
+            raise _Refused(HTTPStatus.BAD_REQUEST, "invalid_http", "the body does not go on")
+
+    def _require_no_trailers(self) -> None:
+        """httptools hands the headers behind a body over like those before it, and uvicorn takes them for such."""
+        if len(self.headers) != self._head_fields:
+            raise _Refused(HTTPStatus.BAD_REQUEST, "invalid_http", "no headers are taken behind a body")
 
     def _await(self, part: str) -> None:
         self._awaited, self._since = part, time.monotonic()

@@ -53,6 +53,9 @@ AMBIGUOUS = {
     "two hosts": GET + b"Host: elsewhere\r\n\r\n",
     "two keys": GET + b"Authorization: Bearer one\r\nAuthorization: Bearer two\r\n\r\n",
     "two content types": GET + b"Content-Type: text/plain\r\nContent-Type: application/json\r\n\r\n",
+    "a coding in a header before that of chunks": POST
+    + b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a header behind the body": CHUNKED + b"1\r\na\r\n0\r\nAuthorization: Bearer one\r\n\r\n",
     "an upgrade to HTTP/2": POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 46\r\n\r\n" + SMUGGLED,
     "an upgrade to a websocket": GET + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
     "a tunnel": b"CONNECT elsewhere:80 HTTP/1.1\r\nHost: localhost\r\n\r\n" + SMUGGLED,
@@ -186,6 +189,11 @@ def test_what_follows_a_request_for_the_end_of_the_connection_is_not_read(server
     before = server.seen.count("/smuggled")
     assert server.talk(GET + b"Connection: close\r\n\r\n" + SMUGGLED).count(b"HTTP/1.1 200") == 1
     assert server.seen.count("/smuggled") == before
+
+
+@pytest.mark.parametrize("piece", [b"x: y\r\n" * 10_000, b"x" * 65_536], ids=["headers", "one header that has no end"])
+def test_headers_behind_a_body_do_not_go_on_for_ever(piece: bytes, server: Listening) -> None:
+    assert refusal(server.talk(CHUNKED + b"1\r\na\r\n0\r\n", piece, piece, piece)) == (400, "invalid_http")
 
 
 def test_a_request_is_answered_though_garbage_follows_it(server: Listening) -> None:
