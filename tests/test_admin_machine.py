@@ -30,7 +30,7 @@ from router.classifier_cli.group import classifier
 from tests.admin_client import OWN_KEY, V1, Person, person
 from tests.gateway_parts import Served, make_stock
 
-RUNS = 12
+RUNS = 10
 STEPS = 10
 ROUTES = ("sql", "regex", "new")
 TEXTS = ("list all orders", "match an ip address", "what time is it", "sum the sales")

@@ -27,7 +27,7 @@ from tests.test_router_app import require_error
 from tests.tiny_model import make_base
 
 ASKING = 8
-ROUNDS = 4
+ROUNDS = 3
 SQL = f"{V1}/routes/sql"
 
 

@@ -27,7 +27,7 @@ from tests.admin_client import OWN_KEY, Person, person
 from tests.gateway_parts import Served, make_stock
 from tests.test_schemathesis import CHECKS, require_openai_error
 
-EXAMPLES = 3
+EXAMPLES = 2
 DOCUMENT = openapi_document(GATEWAY, INFERENCE, admin_section())
 OURS = admin_section().paths
 CASES = [
