@@ -12,14 +12,15 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from adapters.rows import LabelledText
-from router.classify import centroids, fit
+from router.classify import centroids, fit, pruned_head
 from router.classify.artifact import digest_of, save_classifier
-from router.classify.centroids import PrunedHead, fit_centroids
+from router.classify.centroids import fit_centroids
 from router.classify.evaluate import evaluate
 from router.classify.features import Sparse
 from router.classify.fit import FitWeights, fit_classifier
 from router.classify.head import ENCODER_SCALE, Head, fit_head
 from router.classify.loader import load_classifier
+from router.classify.pruned_head import PrunedHead
 from router.errors import ClassifierInvalid
 from tests.classifier_rows import base_rows, routes_rows
 
@@ -49,10 +50,15 @@ def test_weights_are_the_damped_unit_means_of_the_formula(monkeypatch: pytest.Mo
         assert head.weights_of(np.arange(40))[:, at] == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
-def test_logits_are_the_product_with_the_full_weights() -> None:
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+def test_logits_are_the_product_with_the_full_weights(shared: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever features are read as dense rows: all that any label keeps, those of two of three labels, none."""
+    monkeypatch.setattr(pruned_head, "SHARED", shared)
     rows, random = some_rows(), np.random.default_rng(1)
     vectors = random.random((6, 5)).astype(np.float32)
     head = fit_centroids(csr_matrix(rows), vectors, LABELS)
+    assert (len(head.table) > 0) == (shared < 1)
+    assert (head.rows[np.diff(head.starts) == 1] < 0).all() == (shared > 0)
     for row, vector in zip(rows, vectors, strict=True):
         expected = row @ head.weights_of(np.arange(40)) + vector @ head.dense
         assert head.logits(sparse_of(row), vector) == pytest.approx(expected, rel=1e-5, abs=1e-5)

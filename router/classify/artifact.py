@@ -31,9 +31,9 @@ from adapters.errors import AlreadyExists
 from adapters.files import sync
 from adapters.rows import canonical_json, sha256_json
 
-from .centroids import PrunedHead
 from .classifier import Classifier
 from .head import Head
+from .pruned_head import PrunedHead
 
 SCHEMA = 3
 MANIFEST = "classifier.json"

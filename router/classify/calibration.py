@@ -21,12 +21,12 @@ from .abstain import (
     decision_scores,
     separating_threshold,
 )
-from .centroids import PrunedHead
 from .classifier import BASE
 from .confidence import SPEAKS_FROM, Confidence, fit_confidence, known_share
 from .encoded import EncodedRows
 from .features import Features, reading
 from .head import Head, Labels, Scalars, fit_temperature
+from .pruned_head import PrunedHead
 
 NEGATIVE = -1
 ENOUGH_BASE_ROWS = 10  # fewer base rows make no class of their own beside general prompts

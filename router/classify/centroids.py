@@ -11,19 +11,17 @@ follow, each class's gradient divided by its rows: they find most of what a full
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from .features import Floats, Indices, Sparse
+from .features import Floats
 from .head import ENCODER_SCALE, Labels, Scalars
+from .pruned_head import PrunedHead
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
-
-Columns = npt.NDArray[np.int32]
 
 DAMPING = 0.02  # chosen on CLINC150 val, like all below
 WEIGHTS_PER_ROUTE = 1_024
@@ -34,54 +32,6 @@ STEPS = 3
 REFINED_CELLS = 20_000_000
 NEGLIGIBLE = 0.01  # a smaller error of a probability moves nothing
 CHUNK = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class PrunedHead:
-    """`values` and `columns` (weights kept,) feature by feature: those of feature f from `starts[f]` to `starts[f+1]`.
-
-    `starts` (features + 1,); `dense` (dimension, labels) as in `Head`.
-    """
-
-    labels: tuple[str, ...]
-    starts: Indices
-    columns: Columns
-    values: Floats
-    dense: Floats
-
-    def logits(self, sparse: Sparse, vector: Floats | None = None) -> Scalars:
-        """(labels,); `vector` (dimension,) is the encoder's, where there is one."""
-        begins = self.starts[sparse.indices]
-        counts = self.starts[sparse.indices + 1] - begins
-        first = np.cumsum(counts) - counts
-        at = np.arange(counts.sum()) + np.repeat(begins - first, counts)
-        gains = self.values[at] * np.repeat(sparse.values, counts)
-        logits: Scalars = np.bincount(self.columns[at], weights=gains, minlength=len(self.labels)).astype(np.float64)
-        return logits if vector is None else logits + vector @ self.dense
-
-    def weights_of(self, indices: Indices) -> Floats:
-        """(indices, labels): the weights of some features, in full."""
-        weights = np.zeros((len(indices), len(self.labels)), dtype=np.float32)
-        for row, index in zip(weights, indices.tolist(), strict=True):
-            here = slice(self.starts[index], self.starts[index + 1])
-            row[self.columns[here]] = self.values[here]
-        return weights
-
-    def without(self, label: str) -> PrunedHead:
-        """The head of the other labels; itself where it does not have `label`."""
-        if label not in self.labels:
-            return self
-        gone = self.labels.index(label)
-        kept = self.columns != gone
-        before = np.concatenate([[0], np.cumsum(kept)])  # of the weights up to each
-        columns = self.columns[kept]
-        return PrunedHead(
-            self.labels[:gone] + self.labels[gone + 1 :],
-            before[self.starts].astype(np.int64),
-            (columns - (columns > gone)).astype(np.int32),
-            self.values[kept],
-            np.ascontiguousarray(np.delete(self.dense, gone, axis=1)),
-        )
 
 
 def fit_centroids(sparse: csr_matrix, vectors: Floats | None, labels: Sequence[str]) -> PrunedHead:

@@ -14,12 +14,12 @@ import numpy as np
 from ..errors import ClassifierInvalid
 from ..types import Scores
 from .abstain import NOTHING_KNOWN, ScoreName, decision_scores
-from .centroids import PrunedHead
 from .confidence import SPEAKS_FROM, Confidence, known_share
 from .encoded import Keys, row_key
 from .encoding import EncoderRef
 from .features import Features, Floats, Sparse
 from .head import Head, Scalars, log_sum_exp
+from .pruned_head import PrunedHead
 
 BASE = "base"
 MAX_EARLIER_TURNS = 3
@@ -77,7 +77,7 @@ class Classifier:
         return tuple(label for label in self.head.labels if label != BASE)
 
     def has_row(self, label: str, text: str) -> bool:
-        """Whether the fit has seen `text`, or one of the same `reading`, as an example of `label` (a route or `base`)."""
+        """Whether the fit has seen `text`, or one of its `reading`, as an example of `label` (a route or `base`)."""
         key = np.uint64(row_key(label, text))
         at = int(np.searchsorted(self.rows, key))
         return at < len(self.rows) and bool(self.rows[at] == key)

@@ -26,12 +26,13 @@ from .calibration import (
     learn_abstention,
     row_digest,
 )
-from .centroids import PrunedHead, fit_centroids
+from .centroids import fit_centroids
 from .classifier import BASE, Classifier
 from .encoded import EncodedRows, encode_rows, joined, row_keys
 from .encoding import Encoder, EncoderRef
 from .features import Features, Floats, fit_features, reading
 from .head import Head, fit_head, stack
+from .pruned_head import PrunedHead
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

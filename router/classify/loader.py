@@ -10,11 +10,11 @@ import numpy as np
 
 from ..errors import ClassifierInvalid
 from .arrays import read_array
-from .centroids import PrunedHead
 from .classifier import Classifier
 from .features import Floats, build_features
 from .head import Head
 from .manifest import IDF, Manifest, odd_file, read_manifest, refuse
+from .pruned_head import PrunedHead
 
 MAX_WEIGHT = 1e6  # a fit's are thousands of times smaller; the logits of larger ones may be infinite
 
@@ -76,6 +76,8 @@ def _head(folder: Path, size: int, manifest: Manifest, dense: Floats, problems: 
         problems.append(f"columns.npy names labels beyond the {len(labels)} there are")
     if len(starts) and (starts[0] != 0 or starts[-1] != kept or not (starts[1:] >= starts[:-1]).all()):
         problems.append(f"starts.npy does not ascend from 0 to {kept}")
+    if problems:  # no weight may be looked up by such numbers; the caller refuses with all there is to say
+        return Head(labels, np.zeros((0, len(labels)), dtype=np.float32), dense)
     return PrunedHead(labels, starts, columns, weights, dense)
 
 
