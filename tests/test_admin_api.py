@@ -103,6 +103,23 @@ def test_every_path_of_operators_that_is_served_stands_in_the_table(served: Serv
     assert {one for one in ours if "/engines" not in one[0]} == {(path_of(one), one.method) for one in OPERATIONS}
 
 
+def test_what_adds_or_ends_something_for_good_takes_an_admin_and_all_else_an_operator() -> None:
+    admins = {one.name for one in OPERATIONS if one.role == "admin"}
+    assert admins == {
+        "publish_version",
+        "attach_evidence",
+        "retire_version",
+        "forget_route",
+        "list_keys",
+        "create_key",
+        "change_key",
+        "revoke_key",
+        "load_lora_adapter",
+        "unload_lora_adapter",
+    }
+    assert {one.role for one in OPERATIONS if one.name not in admins} == {"operator"}
+
+
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: one.name)
 def test_an_operation_is_refused_to_whoever_has_not_its_role(
     operation: Operation, client: httpx.Client, keys: dict[str, str]
