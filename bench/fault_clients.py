@@ -18,21 +18,27 @@ import aiohttp
 
 SECONDS = 60.0  # after which a client gives an answer up, which is a broken promise
 CHAT = "/v1/chat/completions"
+_JSON = {"content-type": "application/json"}
 _ERROR_MEMBERS = {"message", "type", "param", "code"}
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A chat request: for which model, streamed or whole; `expect` are the statuses that keep the promise."""
+    """A chat request: for which model, streamed or whole; `expect` are the statuses that keep the promise.
+
+    `raw` is sent instead where it is given.
+    """
 
     model: str
     text: str = "which city has the most people"
     stream: bool = False
     expect: frozenset[int] = frozenset({200})
+    raw: bytes = b""
 
     @property
-    def body(self) -> dict[str, object]:
-        return {"model": self.model, "messages": [{"role": "user", "content": self.text}], "stream": self.stream}
+    def body(self) -> bytes:
+        messages = [{"role": "user", "content": self.text}]
+        return self.raw or json.dumps({"model": self.model, "messages": messages, "stream": self.stream}).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +114,10 @@ async def ask(session: aiohttp.ClientSession, gateway: str, question: Question) 
     asked = time.monotonic()
     status, headers, body = 0, {}, b""
     try:
-        async with asyncio.timeout(SECONDS), session.post(gateway + CHAT, json=question.body) as response:
+        async with (
+            asyncio.timeout(SECONDS),
+            session.post(gateway + CHAT, data=question.body, headers=_JSON) as response,
+        ):
             status, headers = response.status, {name.lower(): value for name, value in response.headers.items()}
             body = await response.read()
     except (TimeoutError, aiohttp.ClientError, OSError) as error:

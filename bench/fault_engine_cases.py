@@ -10,8 +10,6 @@ from .fault_clients import Answer, Question, load
 from .fault_engine import Behaviour
 from .fault_ground import PINNED, WHOLE, Count, Ground, is_whole, until
 
-ANSWERS = 60  # that are judged in each phase, at least
-
 STREAMED = (
     Question("booking", stream=True),
     Question("sql", stream=True),
@@ -34,12 +32,12 @@ async def engine_killed(ground: Ground) -> Count:
     """kill -9 under load, and again on the other one after the first has come back."""
     async with load(ground.urls, PINNED) as ran:
         for engine in ground.engines:
-            await ran.more(ANSWERS // 2)
+            await ran.more(ground.answers // 2)
             engine.kill()
-            await ran.more(ANSWERS)
+            await ran.more(ground.answers)
             engine.restart()
             await until(lambda: is_whole(ground), "that the engine is back")
-        await ran.more(ANSWERS // 2)
+        await ran.more(ground.answers // 2)
     return judged(ran.answers)
 
 
@@ -47,11 +45,11 @@ async def engine_hung(ground: Ground) -> Count:
     """SIGSTOP: it accepts connections and nothing comes. Health checks find it out after some 15 s."""
     first = ground.engines[0].process
     async with load(ground.urls, PINNED) as ran:
-        await ran.more(ANSWERS // 2)
+        await ran.more(ground.answers // 2)
         first.send_signal(signal.SIGSTOP)
         try:
             await until(lambda: ground.up() == 1, "that it is taken for down")
-            await ran.more(ANSWERS)
+            await ran.more(ground.answers)
         finally:
             first.send_signal(signal.SIGCONT)
         await until(lambda: is_whole(ground), "that it is back")
@@ -91,7 +89,7 @@ async def one_of_two_gone(ground: Ground) -> Count:
     ground.engines[0].kill()
     await until(lambda: ground.up() == 1, "that it is taken for down")
     async with load(ground.urls, PINNED) as ran:
-        await ran.more(2 * ANSWERS)
+        await ran.more(2 * ground.answers)
     ground.engines[0].restart()
     await until(lambda: is_whole(ground), "that it is back")
     return judged(ran.answers, cut=False)
@@ -103,11 +101,11 @@ async def all_gone(ground: Ground) -> Count:
     async with load(ground.urls, failing) as ran:
         for engine in ground.engines:
             engine.kill()
-        refused = [one for one in await ran.more(ANSWERS) if one.status != 200]
+        refused = [one for one in await ran.more(ground.answers) if one.status != 200]
         for engine in ground.engines:
             engine.restart()
         await until(lambda: is_whole(ground), "that both are back")
-        after = await ran.more(ANSWERS)
+        after = await ran.more(ground.answers)
     late = [f"{one.status} with both engines back" for one in after if one.status != 200]
     unhelpful = [
         f"{one.status} without Retry-After" for one in refused if one.status == 503 and "retry-after" not in one.headers
@@ -121,8 +119,8 @@ async def _behaving(ground: Ground, how: Behaviour, questions: Sequence[Question
     async with load(ground.urls, questions) as ran:
         ground.engines[0].behave(how)
         try:
-            await ran.more(2 * ANSWERS)
+            await ran.more(2 * ground.answers)
         finally:
             ground.engines[0].behave("healthy")
-        await ran.more(ANSWERS // 2)
+        await ran.more(ground.answers // 2)
     return judged(ran.answers, cut=cut)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import time
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
@@ -24,6 +24,8 @@ from router.classify.artifact import save_classifier
 from router.classify.fit import fit_classifier
 from tests.adapter_folders import make_adapter, make_base
 from tests.gateway_process import GatewayProcess
+from tests.postgres_server import PostgresServer
+from tests.tcp_proxy import TcpProxy
 from tests.vllm_engine import free_port
 
 from .disable import EXAMPLES
@@ -52,8 +54,11 @@ class Ground:
     home: Home
     base: Base
     folder: Path
+    answers: int = 100  # that are judged in each phase of a case, at least
     engines: list[EngineProcess] = field(default_factory=list)
     gateways: list[GatewayProcess] = field(default_factory=list)
+    server: PostgresServer | None = None  # where the registry is, unless it is a file
+    wire: TcpProxy | None = None  # between the gateways and it
 
     @property
     def urls(self) -> list[str]:
@@ -94,9 +99,9 @@ class Ground:
         return self.home.open_store().folder(version.route, version.digest)
 
 
-def prepare(folder: Path) -> Ground:
+def prepare(folder: Path, registry_url: str | None = None) -> Ground:
     """Two routes of two versions, and a classifier that tells them apart."""
-    home, base = Home.at(folder / "home"), make_base(folder / "base")
+    home, base = Home.at(folder / "home", registry_url), make_base(folder / "base")
     ground = Ground(home, base, folder)
     with ground.registry() as registry:
         for route, texts in EXAMPLES.items():
@@ -126,10 +131,15 @@ def publish_new_classifier(ground: Ground, word: str, *, promote: bool = True) -
 
 @asynccontextmanager
 async def ground_in(
-    folder: Path, *flags: str, gateways: int = 1, engines: int = 2, variables: Mapping[str, str] | None = None
+    folder: Path,
+    *flags: str,
+    gateways: int = 1,
+    engines: int = 2,
+    registry_url: str | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Ground]:
     """Everything up and every live version resident, until the end of the block."""
-    ground = await asyncio.to_thread(prepare, folder)
+    ground = await asyncio.to_thread(prepare, folder, registry_url)
     try:
         ports = [free_port() for _ in range(engines)]
         ground.engines = [EngineProcess.start(port, ground.base.fingerprint) for port in ports]
@@ -186,17 +196,3 @@ def fetch(url: str) -> str:
     except urllib.error.HTTPError as error:
         with error:
             return error.read().decode()
-
-
-@contextmanager
-def put_back(*paths: Path) -> Iterator[None]:
-    """Files and folders are as before after the block."""
-    copies = [(path, path.with_name(f".{path.name}.kept")) for path in paths if path.exists()]
-    for path, copy in copies:
-        shutil.copytree(path, copy) if path.is_dir() else shutil.copy2(path, copy)
-    try:
-        yield
-    finally:
-        for path, copy in copies:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-            copy.rename(path)

@@ -1,4 +1,4 @@
-"""A registry that is locked, gone, slow, full or read-only never stops serving: what was in force stays, visibly stale."""
+"""A registry that is locked, gone, slow, full or read-only stops nobody: what was in force stays, visibly stale."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ import asyncio
 import os
 import resource
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import sqlalchemy
-
-from tests.postgres_server import PostgresServer
-from tests.tcp_proxy import TcpProxy
-
 from .fault_clients import Load, load
-from .fault_engine_cases import ANSWERS, judged
+from .fault_engine_cases import judged
 from .fault_ground import PINNED, Count, Ground, until
 
 Strike = Callable[[], AbstractContextManager[None]]
@@ -44,33 +39,13 @@ async def disk_full(ground: Ground) -> Count:
     return await struck(ground, partial(_no_writes, [one.process.pid for one in ground.gateways]))
 
 
-async def postgres_stopped(ground: Ground, server: PostgresServer) -> Count:
-    """The server is stopped at once, and started again."""
-    return await struck(ground, partial(_stopped, server))
-
-
-async def postgres_locked(ground: Ground) -> Count:
-    """Somebody holds an exclusive lock on every table."""
-    return await struck(ground, partial(_table_locks, ground.home.registry_url))
-
-
-async def postgres_read_only(ground: Ground, server: PostgresServer) -> Count:
-    """The server takes no writes, as a standby in the place of a primary."""
-    return await struck(ground, partial(_read_only, server))
-
-
-async def postgres_slow(ground: Ground, wire: TcpProxy) -> Count:
-    """Nothing comes through and nothing is refused, until it does again."""
-    return await struck(ground, partial(_silent, wire))
-
-
 async def struck(ground: Ground, strike: Strike) -> Count:
     """Serve through the strike as before it, say so, and follow again when it is over."""
     async with load(ground.urls, PINNED) as ran:
-        await ran.more(ANSWERS // 2)
-        with strike():
+        await ran.more(ground.answers // 2)
+        async with _beside(strike()):
             await until(lambda: all(ground.stale(url) > 0 for url in ground.urls), "that it is visibly stale")
-            during = await ran.more(ANSWERS)
+            during = await ran.more(ground.answers)
         await until(lambda: not any(map(ground.stale, ground.urls)), "that it is fresh again")
         await followed(ground, ran)
     lost = [
@@ -86,13 +61,23 @@ async def followed(ground: Ground, ran: Load) -> None:
         with ground.registry() as registry:
             getattr(registry, change)("sql")
         async with asyncio.timeout(60):
-            while {one.stage for one in await ran.more(ANSWERS // 4) if one.question.model == "sql"} != {stage}:
+            while {one.stage for one in await ran.more(ground.answers // 4) if one.question.model == "sql"} != {stage}:
                 pass
+
+
+@asynccontextmanager
+async def _beside(struck_by: AbstractContextManager[None]) -> AsyncIterator[None]:
+    """Begun and ended beside the event loop: the clients go on meanwhile."""
+    await asyncio.to_thread(struck_by.__enter__)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(struck_by.__exit__, None, None, None)
 
 
 @contextmanager
 def _write_lock(file: Path) -> Iterator[None]:
-    with closing(sqlite3.connect(file, isolation_level=None, timeout=30)) as database:
+    with closing(sqlite3.connect(file, isolation_level=None, timeout=30, check_same_thread=False)) as database:
         database.execute("BEGIN IMMEDIATE")
         yield
         database.execute("ROLLBACK")
@@ -129,54 +114,3 @@ def _no_writes(pids: list[int]) -> Iterator[None]:
     finally:
         for pid, limits in before:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
-
-
-@contextmanager
-def _stopped(server: PostgresServer) -> Iterator[None]:
-    server.stop()
-    try:
-        yield
-    finally:
-        server.start()
-
-
-@contextmanager
-def _table_locks(url: str) -> Iterator[None]:
-    engine = sqlalchemy.create_engine(url)
-    try:
-        with engine.connect() as connection:
-            tables = ", ".join(sqlalchemy.inspect(connection).get_table_names())
-            connection.exec_driver_sql(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
-            yield
-            connection.rollback()
-    finally:
-        engine.dispose()
-
-
-@contextmanager
-def _read_only(server: PostgresServer) -> Iterator[None]:
-    engine = sqlalchemy.create_engine(server.url(), isolation_level="AUTOCOMMIT")
-
-    def tell(word: str) -> None:
-        with engine.connect() as connection:
-            connection.exec_driver_sql(f"ALTER SYSTEM SET default_transaction_read_only = {word}")
-            connection.exec_driver_sql("SELECT pg_reload_conf()")
-
-    tell("on")
-    try:
-        yield
-    finally:
-        with engine.connect() as connection:
-            connection.exec_driver_sql("SET default_transaction_read_only = off")
-            connection.exec_driver_sql("ALTER SYSTEM SET default_transaction_read_only = off")
-            connection.exec_driver_sql("SELECT pg_reload_conf()")
-        engine.dispose()
-
-
-@contextmanager
-def _silent(wire: TcpProxy) -> Iterator[None]:
-    wire.cut("silent")
-    try:
-        yield
-    finally:
-        wire.heal()
