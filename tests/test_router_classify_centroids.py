@@ -144,24 +144,26 @@ def test_saved_and_loaded_it_says_the_same(tmp_path: Path) -> None:
     assert not loaded.head.values.flags.writeable
 
 
-Spoil = Callable[[PrunedHead], PrunedHead]
+Arrays = dict[str, npt.NDArray[np.generic]]
+Spoil = Callable[[PrunedHead], Arrays]
 
 
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (lambda head: replace(head, columns=head.columns + 1), "names labels beyond"),
-        (lambda head: replace(head, columns=head.columns - 1), "names labels beyond"),
-        (lambda head: replace(head, starts=head.starts[::-1].copy()), "does not ascend"),
-        (lambda head: replace(head, starts=head.starts[:-1]), r"starts.npy is .*shape.*expected .*shape"),
-        (lambda head: replace(head, values=head.values * np.nan), "NaN"),
+        (lambda head: {"columns": head.columns + 1}, "names labels beyond"),
+        (lambda head: {"columns": head.columns - 1}, "names labels beyond"),
+        (lambda head: {"starts": head.starts[::-1].copy()}, "does not ascend"),
+        (lambda head: {"starts": head.starts[:-1]}, r"starts.npy is .*shape.*expected .*shape"),
+        (lambda head: {"values": head.values * np.nan}, "NaN"),
     ],
 )
 def test_spoiled_weights_are_refused_by_name(tmp_path: Path, spoil: Spoil, problem: str) -> None:
     fitted = fit_classifier(routes_rows(6), head="centroids")
     assert isinstance(fitted.head, PrunedHead)
-    spoiled = replace(fitted, head=spoil(fitted.head))
-    save_classifier(replace(spoiled, digest=digest_of(spoiled)), tmp_path / "saved")
+    for name, array in spoil(fitted.head).items():  # past the constructor, which no such numbers would get through
+        object.__setattr__(fitted.head, name, array)
+    save_classifier(replace(fitted, digest=digest_of(fitted)), tmp_path / "saved")
     with pytest.raises(ClassifierInvalid, match=problem):
         load_classifier(tmp_path / "saved")
 
