@@ -168,9 +168,10 @@ def test_nobody_listening_is_unavailable() -> None:
 
 def test_a_kept_connection_that_the_engine_closed_is_no_failure() -> None:
     async def scenario(engine: ProgrammableEngine, client: EngineClient) -> None:
+        await client.begin(call())
         engine.order(reset)
         assert json.loads((await client.begin(call())).first)["model"] == NAME
-        assert len(engine.seen) == 2
+        assert len(engine.seen) == 3
 
     check(scenario)
 

@@ -149,6 +149,27 @@ def test_a_kept_connection_that_was_closed_meanwhile_is_replaced_and_a_second_lo
     check(scenario, OK, None, OK, None, None)
 
 
+def test_a_request_that_a_new_connection_was_lost_with_is_not_sent_again() -> None:
+    async def scenario(wire: Wire, connections: Connections, origin: Origin) -> None:
+        with pytest.raises(ConnectionLost):
+            await ask(connections, origin)
+        assert wire.asked == 1
+
+    check(scenario, None)
+
+
+def test_an_engine_that_dies_of_a_request_on_a_kept_connection_was_given_it() -> None:
+    async def scenario(wire: Wire, connections: Connections, origin: Origin) -> None:
+        server = await asyncio.start_server(wire.serve, "127.0.0.1", 0)
+        dying = Origin("127.0.0.1", server.sockets[0].getsockname()[1], tls=False)
+        await ask(connections, dying)
+        server.close()  # nobody listens any more; the kept connection stays
+        with pytest.raises(ConnectionLost):
+            await ask(connections, dying)
+
+    check(scenario, OK, None)
+
+
 @pytest.mark.parametrize(
     ("answer", "body"),
     [

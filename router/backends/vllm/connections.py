@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlsplit
@@ -42,18 +43,24 @@ class Connections:
         self._idle: dict[Connection, float] = {}  # since when, in seconds on the loop's clock; the newest last
 
     async def send(self, origin: Origin, head: bytes, body: bytes) -> Incoming:
-        """An exchange whose answer has begun. Where the connection is lost before that, it is tried once more on a new
-        one: the engine may have closed a kept one in the same moment.
+        """An exchange whose answer has begun. Where a kept connection is lost before that, it is tried once more on a
+        new one: the engine may have closed the kept one in the same moment. It may also have died of the request, so
+        one that cannot be reached then has lost the connection.
 
         Raises `Unreachable`, `ConnectionLost` and `AnswerBroken`.
         """
         if origin != self._origin:
             self._move_to(origin)
-        connection = self._take() or await self._connect(origin)
-        try:
-            return await _exchange(connection, head, body)
-        except ConnectionLost:
+        kept = self._take()
+        if kept is None:
             return await _exchange(await self._connect(origin), head, body)
+        with suppress(ConnectionLost):
+            return await _exchange(kept, head, body)
+        try:
+            connection = await self._connect(origin)
+        except Unreachable as error:
+            raise ConnectionLost("the connection was lost, and no other can be made") from error
+        return await _exchange(connection, head, body)
 
     async def close(self) -> None:
         """End all of them, also those at work. Idempotent."""
