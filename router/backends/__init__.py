@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from adapters.base import find_base
 from adapters.home import Home
@@ -25,7 +26,8 @@ def make_backend(
     if settings.backend == "echo":
         from .echo import EchoBackend
 
-        return EchoBackend(settings.base)
+        folder = Path(settings.base).expanduser()  # of a folder the name alone is shown, as by the other engines
+        return EchoBackend(folder.resolve().name if folder.is_dir() else settings.base)
     if settings.backend == "embedded":
         from .embedded.backend import EmbeddedBackend
 
