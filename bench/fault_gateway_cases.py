@@ -17,7 +17,7 @@ async def gateway_killed(ground: Ground) -> Count:
     async with load([survivor.url], PINNED) as ran, load([killed.url], WHOLE) as lost:
         await lost.more(ground.answers // 2)
         killed.signal(signal.SIGKILL)
-        await asyncio.to_thread(killed.wait)
+        await asyncio.to_thread(killed.stop)
         with ground.registry() as registry:
             registry.disable("sql")
         await ran.more(ground.answers)

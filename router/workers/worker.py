@@ -206,7 +206,8 @@ class UpToDate:
 async def main(bound: str, table: int, control: int, calls: int) -> None:
     """Raises what building a gateway raises."""
     listening = [Listening(fileno=int(one)) for one in bound.split(",")]
-    await WorkerProcess(listening, table, socket.socket(fileno=control), socket.socket(fileno=calls)).run()
+    with socket.socket(fileno=calls) as handed:  # nobody else closes it where the worker calls engines by itself
+        await WorkerProcess(listening, table, socket.socket(fileno=control), handed).run()
 
 
 if __name__ == "__main__":
