@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections import deque
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -53,6 +54,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._cycles: deque[RequestResponseCycle] = deque()  # one for each request, the oldest first
         self._awaited: str | None = "head"  # the part of a request that is being read
         self._since = time.monotonic()
         self._unread_since: float | None = None
@@ -81,11 +83,19 @@ class ClientConnection(HttpToolsProtocol):
         if len(self.connections) > MAX_CONNECTIONS:
             self._refuse(_Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too_many_connections", "too many connections"))
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """uvicorn tells it to the newest request alone, also where an older one is being answered."""
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
         self._unset_keepalive_if_required()
-        if self._awaited is None:
+        if self._awaited is None and self._unanswered() is None:  # else it may be a line end behind the last request
             self._await("head")
         in_head = self._awaited == "head" and self._begun
         self._may_be_large = in_head or len(data) > MAX_HEAD_BYTES
@@ -125,6 +135,7 @@ class ClientConnection(HttpToolsProtocol):
         self._body_came = True
         self._await("body")
         super().on_headers_complete()
+        self._cycles.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         self._body_came = True
@@ -161,15 +172,20 @@ class ClientConnection(HttpToolsProtocol):
     def _refuse(self, refused: _Refused) -> None:
         """Answer and close; where an earlier request of this connection is being answered, close after that."""
         self._deaf, self._awaited = True, None
-        cycle: RequestResponseCycle | None = self.cycle  # uvicorn's type forgets that there is none at first
-        running = cycle is not None and not cycle.response_complete
-        if cycle is not None and running and not cycle.more_body:
-            cycle.keep_alive = False
+        unanswered = self._unanswered()
+        if unanswered is not None and not unanswered.more_body:
+            unanswered.keep_alive = False
             self.pipeline.clear()
             return
-        if cycle is None or not (running and cycle.response_started):
+        if unanswered is None or not unanswered.response_started:
             self.transport.write(_answer(refused))
         self.transport.close()
+
+    def _unanswered(self) -> RequestResponseCycle | None:
+        """The request whose answer is the next to be complete."""
+        while self._cycles and self._cycles[0].response_complete:
+            self._cycles.popleft()
+        return self._cycles[0] if self._cycles else None
 
 
 def _size(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:

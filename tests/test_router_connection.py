@@ -130,6 +130,9 @@ class Listening:
         if scope["path"] == "/endless":
             for _ in range(1000):  # 64 MB: more than any kernel keeps for a client that does not read
                 await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
+        if scope["path"] == "/late":
+            await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+            await asyncio.sleep(1.2)  # longer than the patience of who asks for it, and two looks of the server
         await send({"type": "http.response.body", "body": body})
 
 
@@ -219,6 +222,25 @@ def test_a_request_that_comes_too_slowly_is_ended(part: str) -> None:
 def test_a_connection_that_asks_for_nothing_is_closed(said: bytes) -> None:
     with Listening(Patience(head=0.2)) as server:
         assert server.talk(said) == b""
+
+
+def test_a_line_end_behind_a_request_does_not_cut_its_answer_off() -> None:
+    with Listening(Patience(head=0.2)) as server, server.connect() as client:
+        client.sendall(b"POST /late HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 3\r\n\r\nend")
+        found = b""
+        while b"begun" not in found:
+            found += client.recv(65536)
+        client.sendall(b"\r\n")
+        assert read_all(client).endswith(b"3\r\nend\r\n0\r\n\r\n")
+
+
+def test_a_refusal_waits_until_earlier_requests_are_answered() -> None:
+    with Listening() as server:
+        late = b"POST /late HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nend"
+        answer = server.talk(late + CHUNKED + b"zz\r\n")
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.count(b"HTTP/1.1") == 1
+        assert answer.endswith(b"3\r\nend\r\n0\r\n\r\n")
 
 
 def test_an_answer_that_nobody_reads_is_given_up() -> None:
