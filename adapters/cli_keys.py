@@ -76,7 +76,7 @@ def create(
     From the first key on, gateways of this registry ask every request for one.
     """
     started = wait_clock()
-    registry, _ = open_home(home)
+    registry, _ = open_home(home, makes_registry=True)
     made = create_key(registry, name, role, routes=routes or None, limits=_limits(KeyLimits(), limits), why=why)
     if as_json:
         print_json({**_document(made.key), "secret": made.secret})

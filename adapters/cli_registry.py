@@ -10,10 +10,10 @@ import click
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from .database import connect, find_revision
+from .command import open_home
+from .database import find_revision
 from .errors import BadInput
 from .home import Home, home_options
-from .journal import local_actor
 from .output import json_option, note, print_json, print_table
 from .registry import Registry
 from .registry_copy import copy_registry
@@ -30,19 +30,16 @@ def registry() -> None:
 @home_options
 def show(home: Home, as_json: bool) -> None:
     """Where the registry is, its revision and serial, and which gateways follow it."""
-    opened = Registry.open(home.registry_url)
-    try:
-        found: dict[str, object] = {
-            "url": _shown(home.registry_url),
-            "revision": REVISION,
-            "serial": opened.serial(),
-            "routes": len(opened.routes()),
-            "versions": len(opened.versions()),
-            "events": dict(Counter(event.kind for event in opened.events())),
-            "gateways": {row.gateway_id: row.serial for row in opened.gateways()},
-        }
-    finally:
-        opened.close()
+    opened, _ = open_home(home)
+    found: dict[str, object] = {
+        "url": _shown(home.registry_url),
+        "revision": REVISION,
+        "serial": opened.serial(),
+        "routes": len(opened.routes()),
+        "versions": len(opened.versions()),
+        "events": dict(Counter(event.kind for event in opened.events())),
+        "gateways": {row.gateway_id: row.serial for row in opened.gateways()},
+    }
     if as_json:
         print_json(found)
     else:
@@ -59,7 +56,7 @@ def copy(source: str, target: str, as_json: bool) -> None:
     Each is a URL (sqlite:///FILE, postgresql://HOST/NAME) or the path of an SQLite file. Copied is what is there when
     it begins; files of the store are not copied.
     """
-    taken = Registry(connect(_url(source), create=False), actor=local_actor())
+    taken = Registry.open(_url(source), create=False)
     try:
         given = Registry.open(_url(target))
         try:

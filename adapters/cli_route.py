@@ -55,7 +55,7 @@ def create(home: Home, name: str, examples: Path | None, description: str, max_l
     """Create the route NAME, which has no versions yet, unless its examples would take those of another route."""
     texts = read_texts(examples) if examples else []
     exemplar_texts.require_texts(texts)
-    registry, _ = open_home(home)
+    registry, _ = open_home(home, makes_registry=True)
     route_name = parse_route_name(name)
     if texts:
         check_examples(registry, route_name, texts, max_loss=max_loss, forced=forced)

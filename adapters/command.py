@@ -40,9 +40,13 @@ class Share(click.FloatRange):
 SHARE = Share()
 
 
-def open_home(home: Home) -> tuple[Registry, Store]:
-    """Registry and store of a home; inside a command the registry is closed when that ends."""
-    registry = Registry.open(home.registry_url)
+def open_home(home: Home, *, makes_registry: bool = False) -> tuple[Registry, Store]:
+    """Registry and store of a home; inside a command the registry is closed when that ends.
+
+    A registry that was named and is not there is made only where the command `makes_registry`: else a wrong name would
+    be an empty registry.
+    """
+    registry = Registry.open(home.registry_url, create=makes_registry or not home.names_registry)
     context = click.get_current_context(silent=True)
     if context is not None:
         context.call_on_close(registry.close)

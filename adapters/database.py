@@ -58,7 +58,7 @@ def find_revision(url: str) -> str | None:
         finally:
             engine.dispose()
     if found is None:
-        raise _no_registry()
+        raise _no_registry("the database holds no registry")
     return found or None
 
 
@@ -78,8 +78,11 @@ def _openable() -> Iterator[None]:
         ) from error
 
 
-def _no_registry() -> RegistryUnavailable:
-    return RegistryUnavailable("there is no registry in this database", hint="check --registry")
+def _no_registry(found: str) -> RegistryUnavailable:
+    return RegistryUnavailable(
+        f"cannot open the registry: {found}",
+        hint="check --registry and BRANCHLINE_REGISTRY; `branchline route create` makes a new registry",
+    )
 
 
 def _make_engine(url: str, *, create: bool, busy_timeout_ms: int | None) -> Engine:
@@ -117,7 +120,7 @@ def _sqlite(url: str, database: str | None, *, create: bool, busy_timeout_ms: in
         if create:
             make_folder(Path(database).parent)
         elif not Path(database).exists():
-            raise FileNotFoundError("there is none any more")
+            raise _no_registry("its file does not exist")
     engine = create_engine(url, connect_args={"timeout": busy_timeout_ms / 1000, "check_same_thread": False})
     event.listen(engine, "connect", partial(_sqlite_connected, busy_timeout_ms))
     event.listen(engine, "begin", _sqlite_begin)
@@ -169,7 +172,7 @@ def _prepare(engine: Engine, *, create: bool) -> None:
         with engine.connect() as connection:
             found = found_revision(connection)
         if found is None and not create:
-            raise _no_registry()
+            raise _no_registry("the database holds no registry")
         if found != REVISION:
             _upgrade(engine)
     except BaseException:

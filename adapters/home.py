@@ -32,6 +32,11 @@ class Home:
         return cls(path, registry_url or here.render_as_string(), store_url)
 
     @property
+    def names_registry(self) -> bool:
+        """Whether a registry was named, in place of the one in the home folder."""
+        return self.registry_url != Home.at(self.folder).registry_url
+
+    @property
     def store(self) -> Path:
         return self.folder / "store"
 

@@ -111,8 +111,9 @@ class Journal:
         self._beside = beside
 
     @classmethod
-    def open(cls, url: str, *, actor: str | None = None) -> Self:
-        return cls(connect(url), actor=actor or local_actor())
+    def open(cls, url: str, *, actor: str | None = None, create: bool = True) -> Self:
+        """The registry at `url`, made where it is new unless `create` is false; raises `RegistryUnavailable`."""
+        return cls(connect(url, create=create), actor=actor or local_actor())
 
     @classmethod
     def open_existing(cls, url: str, *, actor: str, busy_timeout_ms: int) -> Self:

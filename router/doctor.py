@@ -19,10 +19,10 @@ from typing import Literal
 
 import click
 from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
 from adapters.base import find_base
 from adapters.classifiers import live_classifier
+from adapters.command import open_home
 from adapters.convergence import ALIVE_SECONDS
 from adapters.errors import BranchlineError
 from adapters.home import Home, home_options
@@ -92,11 +92,7 @@ def examine(home: Home, base: str | None, engine_urls: Sequence[str] = ()) -> li
 
 
 def _has_registry(home: Home) -> bool:
-    try:
-        url = make_url(home.registry_url)
-    except ArgumentError:
-        return True  # opening it says what is wrong with it
-    return url.get_backend_name() != "sqlite" or Path(url.database or "").exists()
+    return home.names_registry or Path(make_url(home.registry_url).database or "").exists()
 
 
 def _guarded(what: str, check: Check) -> Iterator[Finding]:
@@ -165,7 +161,7 @@ def _key() -> Iterator[Finding]:
 
 
 def _registry(home: Home) -> Iterator[Finding]:
-    registry = Registry.open(home.registry_url)
+    registry, _ = open_home(home)
     store = home.open_store()
     yield Finding("registry", "ok", f"serial {registry.serial()}, {len(registry.routes())} routes")
     for one in _servable(registry):
@@ -178,7 +174,7 @@ def _servable(registry: Registry) -> list[AdapterVersion]:
 
 
 def _classifier(home: Home) -> Iterator[Finding]:
-    registry = Registry.open(home.registry_url)
+    registry, _ = open_home(home)
     live = live_classifier(registry)
     if live is None:
         yield Finding("classifier", "note", "none is live: `auto` goes to the base")
@@ -191,7 +187,7 @@ def _classifier(home: Home) -> Iterator[Finding]:
 
 
 def _gateways(home: Home) -> Iterator[Finding]:
-    registry = Registry.open(home.registry_url)
+    registry, _ = open_home(home)
     for row in registry.gateways():
         age = time.time() - row.last_seen
         alive = age < ALIVE_SECONDS
@@ -215,6 +211,6 @@ def _base(home: Home, name: str | None) -> Iterator[Finding]:
         return
     base = find_base(name, cache=home.fingerprints)
     yield Finding("base", "ok", f"{base.id} ({base.fingerprint[:16]})")
-    for one in _servable(Registry.open(home.registry_url)) if _has_registry(home) else ():
+    for one in _servable(open_home(home)[0]) if _has_registry(home) else ():
         if one.manifest.base_fingerprint != base.fingerprint:
             yield Finding(f"version {one.ref}", "problem", f"belongs to another base ({one.manifest.base_id})")

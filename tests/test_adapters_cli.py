@@ -483,6 +483,17 @@ def test_a_registry_url_that_leads_nowhere_is_refused(run: Run, url: str) -> Non
     run("route", "list", "--registry", url).refused("cannot open the registry")
 
 
+@pytest.mark.parametrize("command", ["route list", "key list", "registry show", "route disable sql"])
+def test_a_registry_that_was_named_and_is_not_there_is_refused_and_not_made(
+    run: Run, tmp_path: Path, command: str
+) -> None:
+    mistyped = tmp_path / "mistyped" / "registry.db"
+    run(*command.split(), "--registry", f"sqlite:///{mistyped}").refused(
+        "its file does not exist", "BRANCHLINE_REGISTRY"
+    )
+    assert not mistyped.parent.exists()
+
+
 def test_a_locked_registry_is_refused_after_waiting_and_readers_go_on(
     shipped: Run, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

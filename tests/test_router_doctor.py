@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -12,13 +13,15 @@ import pytest
 from click.testing import CliRunner
 
 from adapters.classifiers import promote_classifier
-from adapters.errors import BranchlineError
+from adapters.database import find_revision
+from adapters.errors import BranchlineError, RegistryUnavailable
 from adapters.home import Home
 from adapters.registry import Registry
 from adapters.types import GatewayRow, InForce
 from router.doctor import Finding, _vllm, doctor, examine
 from router.settings import ENGINE_KEY, ENGINE_PYTHON
 from tests.gateway_parts import Stock, classifier_versions, make_stock
+from tests.postgres_server import PostgresServer
 from tests.tiny_model import make_base
 
 ENGINE_SECRET = "e-0123456789abcdef"
@@ -77,6 +80,17 @@ def test_every_fault_is_found_and_none_hides_another(home: Home, tmp_path: Path)
     assert "weights.npy" in found["classifier"]
     assert found["gateway g-1"] == "route sql: the engine refuses it"
     assert "belongs to another base" in found["version regex@1"]
+
+
+def test_a_registry_that_was_named_and_is_not_there_is_a_problem_and_is_not_made(
+    home: Home, tmp_path: Path, postgresql: PostgresServer
+) -> None:
+    empty = postgresql.new_database()
+    for url, found in ((f"sqlite:///{tmp_path / 'none.db'}", "its file does not exist"), (empty, "holds no registry")):
+        assert found in problems(examine(replace(home, registry_url=url), None))["registry"]
+    assert not (tmp_path / "none.db").exists()
+    with pytest.raises(RegistryUnavailable):
+        find_revision(empty)
 
 
 def test_a_retired_version_may_be_gone(home: Home) -> None:
