@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import getpass
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Self
 
-from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, delete, extract, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from . import schema
@@ -47,6 +48,7 @@ from .types import (
 
 Payload = Mapping[str, object]
 Beside = Callable[[Connection, Event], None]
+_SERVER_SECONDS = extract("epoch", func.clock_timestamp())  # since 1970, by PostgreSQL's clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,12 +279,14 @@ class Journal:
     # -- gateways: heartbeats, outside the event log --------------------------------------------------------------
 
     def beat(self, gateway: GatewayRow) -> None:
-        """Write a gateway's heartbeat over its last one."""
-        values = {"last_seen": gateway.last_seen, "serial": gateway.serial, "document": gateway_document(gateway)}
+        """Write a gateway's heartbeat over its last one; on a server that keeps time itself, by the server's clock."""
+        values: dict[str, object] = {"serial": gateway.serial, "document": gateway_document(gateway)}
+        values["last_seen"] = gateway.last_seen
         table = schema.gateways
         with usable(), self.engine.execution_options(branchline_writes=True).begin() as connection:
             if connection.dialect.name == "postgresql":  # nobody misses a heartbeat that a power cut took
                 connection.execute(select(func.set_config("synchronous_commit", "off", True)))
+                values["last_seen"] = _SERVER_SECONDS
             mine = table.c.gateway_id == gateway.gateway_id
             if connection.execute(update(table).where(mine).values(values)).rowcount == 0:
                 connection.execute(insert(table).values(gateway_id=gateway.gateway_id, **values))
@@ -292,9 +296,19 @@ class Journal:
             connection.execute(delete(schema.gateways).where(schema.gateways.c.gateway_id == gateway_id))
 
     def gateways(self) -> list[GatewayRow]:
+        """All heartbeats, when they were by this machine's clock: gateways' clocks may be off by any time."""
         with self.reading() as connection:
             rows = connection.execute(select(schema.gateways).order_by(schema.gateways.c.gateway_id))
-            return [gateway_from_row(row) for row in rows]
+            found = [gateway_from_row(row) for row in rows]
+            ahead = _ahead_of_server(connection) if found else 0.0
+        return [replace(row, last_seen=row.last_seen + ahead) for row in found]
+
+
+def _ahead_of_server(connection: Connection) -> float:
+    """Seconds by which this machine's clock is ahead of the database's; 0 where that is a file on this machine."""
+    if connection.dialect.name != "postgresql":
+        return 0.0
+    return time.time() - float(connection.execute(select(_SERVER_SECONDS)).scalar_one())
 
 
 def _serial(connection: Connection) -> int:

@@ -86,6 +86,7 @@ class ChangeCounter:
         self._woken.set()
 
     def close(self) -> None:
+        self._seen = None  # each connection counts for itself
         if self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -12,6 +12,8 @@ from starlette.types import ASGIApp
 from .client_connection import ClientConnection, Patience
 
 GRACE_SECONDS = 15
+# Longer than clients and balancers keep an idle connection: who closes first while the other sends loses a request.
+IDLE_SECONDS = 75
 TICKS = 5  # of uvicorn's, which are a tenth of a second
 
 
@@ -32,6 +34,7 @@ class GatewayServer(uvicorn.Server):
                 server_header=False,
                 lifespan="off",
                 timeout_graceful_shutdown=GRACE_SECONDS,
+                timeout_keep_alive=IDLE_SECONDS,
                 backlog=accepted_at_once,
                 http=ClientConnection,
                 ws="none",
