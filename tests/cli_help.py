@@ -13,7 +13,7 @@ HEAD = "# Commands\n\nMade by `python -m tests.cli_help > docs/cli.md`; a test f
 
 def render() -> str:
     """Every command's `--help`, depth first."""
-    context = click.Context(cli, info_name="branchline")
+    context = click.Context(cli, info_name="branchline", **cli.context_settings)
     sections = [f"\n## `{path}`\n\n```text\n{text}\n```" for path, text in _walk(cli, context)]
     return "\n".join([HEAD, *sections]) + "\n"
 
