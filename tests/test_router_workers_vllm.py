@@ -16,7 +16,7 @@ import pytest
 from adapters.home import Home
 from adapters.registry import Registry
 from router.backends.vllm.followed import FollowedEngines
-from router.backends.vllm.told import ToldEngines
+from router.backends.vllm.told import ToldEngines, WorkOfEngines
 from router.errors import AdapterUnavailable, EngineFailed, EngineUnavailable
 from router.workers.shapes import shape
 from tests.gateway_parts import make_stock
@@ -181,6 +181,23 @@ def test_the_parent_counts_what_engines_work_on_for_workers_until_they_are_gone(
         gate.set()
 
     worker_check(scenario)
+
+
+def test_what_workers_use_is_not_taken_for_what_an_engine_evicts() -> None:
+    async def scenario(worker: Worker) -> None:
+        running, replica = worker.running, worker.running.backend._pool.replicas[0]
+        await running.load(version(2))
+        worker.follow()
+        await worker.text()  # the first one is now the one that was used last
+        running.backend.works(
+            1, shape(WorkOfEngines).validate_json(shape(WorkOfEngines).dump_json(worker.engines.work()))
+        )
+        await running.load(version(3))
+        assert [replica.has(version(number).engine_name) for number in (1, 2, 3)] == [True, False, True]
+        assert running.backend.told().held[-2] == SQL.engine_name
+        assert worker.engines.work()[running.name(running.first)].used == ()
+
+    worker_check(scenario, ProgrammableEngine(max_cpu_loras=2))
 
 
 # -- with processes --------------------------------------------------------------------------------------------------

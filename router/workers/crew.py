@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from ..backends.base import Serving
+from ..backends.vllm.told import WorkOfEngines
 from ..background import Background
 from ..errors import EngineUnavailable, WorkersFailed
 from ..server import GRACE_SECONDS
 from .agreement import Agreement
 from .channel import Document
 from .process import COMMAND, LAST_SECONDS, Worker
+from .shapes import shape
 from .shared_limits import Table, new_table
 from .totals import Family, add_up, counters
 
@@ -25,7 +27,6 @@ SETTLED_SECONDS = 10.0
 LOOK_SECONDS = 1.0
 HUNG_SECONDS = 30.0
 START_SECONDS = 120.0  # until a fresh interpreter has imported everything, on a machine that has much to do
-Work = Mapping[str, tuple[int, float]]
 log = logging.getLogger("branchline.workers")
 
 
@@ -42,7 +43,7 @@ class Crew:
         backend: Serving,
         answer: Callable[[str, Document], Awaitable[Document]],
         *,
-        works: Callable[[int, Work], None] = lambda _number, _work: None,
+        works: Callable[[int, WorkOfEngines], None] = lambda _number, _work: None,
         command: Sequence[str] = COMMAND,
         hung_seconds: float = HUNG_SECONDS,
     ) -> None:
@@ -169,7 +170,7 @@ class Crew:
             return  # it is gone
         worker.counts = counts["families"]
         if self._workers.get(worker.number) is worker:
-            self._works(worker.number, counts["work"])
+            self._works(worker.number, shape(WorkOfEngines).validate_python(counts["work"]))
 
     def _kill_all(self) -> None:
         for worker in self._workers.values():

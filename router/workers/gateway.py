@@ -26,7 +26,7 @@ from adapters.registry import Registry
 from ..auth import Gatekeeper
 from ..backends.base import Backend
 from ..backends.vllm.backend import VllmBackend
-from ..backends.vllm.told import ToldEngines
+from ..backends.vllm.told import ToldEngines, WorkOfEngines
 from ..catalog import Catalog
 from ..decision_log import DecisionLog, keep_swept
 from ..lifecycle import WARM_SECONDS, addresses_of, announce, gateway_id, stop_on_signals
@@ -35,7 +35,7 @@ from ..settings import Settings
 from ..telemetry import Telemetry
 from .agreement import Agreement
 from .channel import Document
-from .crew import Crew, Work
+from .crew import Crew
 from .judges import SharedJudging
 from .messages import Facts, Hello
 from .totals import render
@@ -114,7 +114,7 @@ class Parent:
         return render(self.telemetry.registry, await self.crew.counts()).decode()
 
 
-def _nothing(_number: int, _work: Work) -> None:
+def _nothing(_number: int, _work: WorkOfEngines) -> None:
     """For an engine whose work the parent sees itself."""
 
 

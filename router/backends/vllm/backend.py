@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from .identity import Identity
 from .pool import Pool
 from .replica import Held, Replica
 from .rhythm import Rhythm
-from .told import ToldEngines
+from .told import ToldEngines, Work, WorkOfEngines
 from .watch import Keeper, Watch
 
 log = logging.getLogger("branchline.vllm")
@@ -160,10 +160,12 @@ class VllmBackend:
         """As `Pool.lacks`, of the engine `name`."""
         await self._pool.lacks(self._named(name), engine_name)
 
-    def works(self, process: int, work: Mapping[str, tuple[int, float]]) -> None:
-        """Another process tells what the engines work on for it; an empty mapping when it is gone."""
+    def works(self, process: int, work: WorkOfEngines) -> None:
+        """Another process tells what the engines do for it; an empty mapping when it is gone."""
         for replica in self._pool.replicas:
-            replica.traffic.elsewhere(process, *work.get(replica.name, (0, 0.0)))
+            told = work.get(replica.name, Work())
+            replica.traffic.elsewhere(process, told.outstanding, told.heard_seconds_ago)
+            self._pool.used(replica, told.used)
 
     def look(self) -> None:
         """Have every engine looked at now."""

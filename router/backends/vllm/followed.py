@@ -16,7 +16,7 @@ from .replica import Replica
 from .residents import Residents
 from .rhythm import Rhythm
 from .spread import Spread
-from .told import ToldAddress, ToldEngine, ToldEngines
+from .told import ToldAddress, ToldEngine, ToldEngines, Work, WorkOfEngines
 
 Lacks = Callable[[str, str], Awaitable[None]]
 
@@ -47,6 +47,7 @@ class FollowedReplica(Replica):
         self._address = MovingAddress(told.address)
         client = EngineClient(self._address, base_id, connect_seconds=rhythm.connect_seconds)
         super().__init__(told.name, client, base_id, rhythm=rhythm, on_change=lambda _: None)
+        self._used: dict[str, None] = {}  # the most recently used one last
 
     def follow(self, told: ToldEngine) -> None:
         """Be as the parent's is."""
@@ -65,6 +66,17 @@ class FollowedReplica(Replica):
                 self._residents.add(name)
         self.went(told.state, told.problem, end_streams=told.severed != self.severed)
         self.severed = told.severed
+
+    async def open(self, call: Call) -> Reply:
+        self._used.pop(call.engine_name, None)
+        self._used[call.engine_name] = None
+        return await super().open(call)
+
+    def work(self) -> Work:
+        """What the parent is told of it, each use once."""
+        used, self._used = {**self._used, **self.traffic.busy}, {}
+        heard_seconds_ago = asyncio.get_running_loop().time() - self.traffic.heard_at
+        return Work(self.traffic.outstanding, heard_seconds_ago, tuple(used))
 
 
 class FollowedEngines(Spread[None]):
@@ -88,10 +100,9 @@ class FollowedEngines(Spread[None]):
         self._held.clear()
         self._held.update(dict.fromkeys(told.held))
 
-    def work(self) -> dict[str, tuple[int, float]]:
-        """Of each engine, how many calls it works on for this worker, and how many seconds ago it was heard."""
-        now = asyncio.get_running_loop().time()
-        return {one.name: (one.traffic.outstanding, now - one.traffic.heard_at) for one in self.replicas}
+    def work(self) -> WorkOfEngines:
+        """What each engine does for this worker."""
+        return {name: replica.work() for name, replica in self._known.items()}
 
     async def close(self) -> None:
         """End running calls with `EngineFailed`, and all connections."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 
 from adapters.errors import BranchlineError
 
@@ -71,6 +72,13 @@ class Pool(Spread[Held]):
             self._lacks_something(replica)
         elif (problem := await self._load_on(replica, held)) is not None:
             raise problem
+
+    def used(self, replica: Replica, engine_names: Iterable[str]) -> None:
+        """Another process used these versions there, the most recently used one last."""
+        for name in engine_names:
+            replica.used(name)
+            if name in self._held:
+                self._held.move_to_end(name)
 
     def forget(self, engine_name: str) -> None:
         """Calls for it are refused from now on. No engine is asked to unload anything."""

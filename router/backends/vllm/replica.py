@@ -177,6 +177,10 @@ class Replica:
             residents.add(held.name, busy=self.traffic.busy)
         self._on_change(self)
 
+    def used(self, engine_name: str) -> None:
+        """Another process called it for the version."""
+        self._residents.touch(engine_name)
+
     def lost(self, engine_name: str) -> None:
         """It says that it does not hold the version after all."""
         self._residents.forget(engine_name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ...types import EngineState
 from .identity import Identity
@@ -30,6 +32,19 @@ class ToldEngine:
     starts: int
     severed: int
     residents: tuple[str, ...]
+
+
+class Work(NamedTuple):
+    """What an engine does for a process that opens calls by itself: how many of them, how many seconds ago it was
+    heard, and the versions used since that was told last, by engine name, the most recently used one last.
+    """
+
+    outstanding: int = 0
+    heard_seconds_ago: float = 0.0
+    used: tuple[str, ...] = ()
+
+
+WorkOfEngines = Mapping[str, Work]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from .client import EngineBroke, EngineClient
 
 class Traffic:
     """Lives on one event loop. `busy` counts by engine name; `heard_at` is when anything last came back, or when the
-    first of the calls now waiting began, in seconds on the loop's clock. Both include what other processes of this
-    gateway told of themselves.
+    first of the calls now waiting began, in seconds on the loop's clock. `heard_at` and `outstanding` include what
+    other processes of this gateway told of themselves.
     """
 
     def __init__(self, client: EngineClient) -> None:
