@@ -29,7 +29,7 @@ class Patience:
     """How long a connection may take, in seconds: for a request's head, for its body, and to take what was sent to it.
 
     The head's time is also what a new connection has to say anything at all. uvicorn itself closes a connection
-    that was silent for five seconds after an answer.
+    that was silent after an answer, when `IDLE_SECONDS` of the server are over.
     """
 
     head: float = 20.0
