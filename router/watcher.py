@@ -15,10 +15,12 @@ from adapters.convergence import HEARTBEAT_SECONDS
 from adapters.errors import BranchlineError, RegistryUnavailable
 from adapters.journal import Journal, View
 from adapters.notices import Notices, notices_of
+from adapters.server_sockets import ServerSockets
 from adapters.types import GatewayRow
 
 RETRY_SECONDS = 0.5
 SILENT_SECONDS = 3.0  # a database that neither answers nor refuses keeps the thread waiting; it is stale all the same
+CUT_SECONDS = 15.0  # of such silence: then the connections are given up, for new ones may well answer
 log = logging.getLogger("branchline.registry")
 
 
@@ -35,22 +37,29 @@ class Watcher:
         self._heartbeat = heartbeat
         self._serial = serial
         self._notices: Notices = notices_of(journal.engine)
+        self._sockets = ServerSockets(journal.engine)
         self._wake = threading.Event()
         self._beat_wanted = True
         self._stopping = False
         self._last_answer = time.monotonic()
+        self._last_word = self._last_answer  # an answer or an error
         self._last_beat = 0.0
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="registry-watcher", daemon=True)
+        self._stopped = threading.Event()
+        self._guard = threading.Thread(target=self._cut_silent, name="registry-guard", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+        self._guard.start()
 
     def stop(self) -> None:
         """End the thread and take this gateway's heartbeat row away."""
         self._stopping = True
         self._rouse()
         self._thread.join(timeout=5)
+        self._stopped.set()
+        self._guard.join()
 
     def beat_now(self) -> None:
         self._beat_wanted = True
@@ -96,11 +105,18 @@ class Watcher:
             self._journal.beat(self._heartbeat())
             self._last_beat = time.monotonic()
 
+    def _cut_silent(self) -> None:
+        """In a thread of its own: give connections up on which neither an answer nor an error comes."""
+        while not self._stopped.wait(CUT_SECONDS / 4):
+            if time.monotonic() - self._last_word > CUT_SECONDS:
+                log.warning("the registry has not answered for %.0f s; its connections are made anew", CUT_SECONDS)
+                self._sockets.cut()
+
     def _answered(self) -> None:
         if self._failing:
             log.warning("the registry answers again after %.1f s", self.stale_seconds)
         self._failing = False
-        self._last_answer = time.monotonic()
+        self._last_answer = self._last_word = time.monotonic()
 
     def _failed(self, error: Exception) -> None:
         """Whatever it was, the thread goes on: a gateway that no longer follows must at least say so."""
@@ -108,3 +124,4 @@ class Watcher:
             unforeseen = None if isinstance(error, BranchlineError) else error
             log.error("%s; serving what is in force", error, exc_info=unforeseen)
         self._failing = True
+        self._last_word = time.monotonic()
