@@ -37,6 +37,7 @@ class Tail:
     def __init__(self, *, stream: bool) -> None:
         self._stream = stream
         self._kept = b""
+        self._earlier_usage = b""
         self._events = 0
         self._response_tokens = 0
         self._response_ended = False
@@ -53,7 +54,10 @@ class Tail:
             if _RESPONSE_EVENT in seen:
                 self._response_tokens += piece.count(_RESPONSE_TOKEN)
                 self._response_ended = self._response_ended or _RESPONSE_END.search(seen) is not None
-        self._kept = (self._kept + piece)[-TAIL_BYTES:]
+        joined = self._kept + piece
+        if not self._stream and len(joined) > TAIL_BYTES:
+            self._find_usage(joined)
+        self._kept = joined[-TAIL_BYTES:]
 
     @property
     def done(self) -> bool:
@@ -65,6 +69,12 @@ class Tail:
         if self._counted is None:
             self._counted = self._count()
         return self._counted
+
+    def _find_usage(self, joined: bytes) -> None:
+        """Of a whole document usage may stand before fields as long as a prompt (`prompt_token_ids`)."""
+        place = joined.rfind(b'"usage"')
+        if place >= 0:
+            self._earlier_usage = joined[place : place + TAIL_BYTES]
 
     def _count(self) -> tuple[int | None, int, bool]:
         try:
@@ -81,7 +91,7 @@ class Tail:
         last = _USAGE.match(self._kept, max(0, self._kept.rfind(b'"usage"')))
         if last is not None:
             return cast(dict[str, Any], json.loads(last[1]))
-        found = _USAGE.findall(self._kept)  # of the last event it may be null
+        found = _USAGE.findall(self._kept) or _USAGE.findall(self._earlier_usage)  # of the last event it may be null
         return cast(dict[str, Any], json.loads(found[-1])) if found else {}
 
 

@@ -38,6 +38,16 @@ def test_usage_is_read_from_a_whole_document_however_long_its_text() -> None:
     assert tail(document, stream=False).tokens() == (2, 9, False)
 
 
+@pytest.mark.parametrize("piece", [100_000, 4096, 999])
+def test_usage_is_read_where_the_prompts_tokens_follow_it(piece: int) -> None:
+    usage = b'"usage":{"prompt_tokens":2000,"completion_tokens":9}'
+    document = b'{"choices":["' + b"x" * 9000 + b'"],' + usage + b',"prompt_token_ids":[' + b"12345," * 1999 + b"1]}"
+    found = Tail(stream=False)
+    for start in range(0, len(document), piece):
+        found.push(document[start : start + piece], 0.1)
+    assert found.tokens() == (2000, 9, False)
+
+
 def test_usage_cut_at_any_byte_is_put_together() -> None:
     for cut in range(len(USAGE)):
         assert tail(USAGE[:cut], USAGE[cut:], DONE).tokens() == (7, 3, False)
