@@ -82,6 +82,7 @@ def test_the_servers_own_key_is_an_operators_and_a_key_of_the_registry_what_it_w
 @pytest.mark.parametrize(
     "token",
     ["", SECRET[:-1], f"{SECRET}x", f"bl-{KEY_ID}-", f"bl-{KEY_ID}", f"bl-000000000000-{SECRET[16:]}", "bl--", "x"],
+    ids=["empty", "cut", "longer", "no secret", "id alone", "other id", "no id", "other form"],  # not random: xdist
 )
 def test_a_secret_that_is_not_whole_is_unauthorized(own: str | None, token: str) -> None:
     keeper = holding(Gatekeeper.for_bind("127.0.0.1", own), api_key())
