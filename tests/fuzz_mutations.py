@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping
 from random import Random
+from typing import Any
 
 Files = Mapping[str, bytes]
 Mutation = Callable[[Random, bytes], bytes]
@@ -84,14 +85,13 @@ def _json_changed(random: Random, document: object) -> bytes:
     return filled.encode("utf-8", "surrogatepass")
 
 
-def _place(random: Random, document: object) -> tuple[dict | list | None, str | int]:  # type: ignore[type-arg]
+def _place(random: Random, document: Any) -> tuple[Any, Any]:
     """A random place: a container and the key or index in it; no container where the document is none."""
-    container: dict | list | None = None  # type: ignore[type-arg]
-    key: str | int = 0
+    container, key = None, None
     while isinstance(document, (dict, list)) and document and (container is None or random.random() < 0.7):
         container = document
         key = random.choice(sorted(document)) if isinstance(document, dict) else random.randrange(len(document))
-        document = container[key]  # type: ignore[index]
+        document = container[key]
     return container, key
 
 
@@ -99,7 +99,8 @@ def _fragment(random: Random) -> str:
     if random.random() < 0.12:
         depth = random.choice((60, 64, 65, 66, *range(100, 1100, 25), 5000, 100_000))
         opening, closing = random.choice((("[", "]"), ('{"a":', "}")))
-        return opening * depth + "1" + closing * depth * random.choice((1, 1, 1, 0))
+        nested: str = opening * depth + "1" + closing * depth * random.choice((1, 1, 1, 0))
+        return nested
     return random.choice(_FRAGMENTS)
 
 

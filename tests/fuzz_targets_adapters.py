@@ -171,9 +171,9 @@ def _registry(root: Path) -> Target:
     def opened(files: Files, scratch: Path) -> object:
         given = files.get(INPUT, b"").decode("utf-8", "surrogateescape")
         url = given.replace("ROOT", str(written({"registry.db": files.get("registry.db", b"")}, scratch)))
-        if _leaves(url):
-            return None
-        return connect(url, create=False, busy_timeout_ms=50).dispose()
+        if not _leaves(url):
+            connect(url, create=False, busy_timeout_ms=50).dispose()
+        return None
 
     servers = (
         b"postgresql+psycopg://someone:secret@127.0.0.1:1/name?connect_timeout=1&sslmode=disable",

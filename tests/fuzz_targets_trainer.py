@@ -29,7 +29,14 @@ def trainer_targets(root: Path) -> list[Target]:
 
 
 def _plans(rows: str) -> list[Target]:
-    train = {"name": "sql", "base": "tiny", "data": rows, "eval": rows, "guardrails": [rows], "out": "out"}
+    train: dict[str, object] = {
+        "name": "sql",
+        "base": "tiny",
+        "data": rows,
+        "eval": rows,
+        "guardrails": [rows],
+        "out": "out",
+    }
     train |= {"methods": ["ewc:weight=3", "replay:share=0.3"], "targets": ["q_proj"], "rank": 8, "lr": 0.001}
     task = {"name": "red", "data": rows, "eval": rows, "dev": rows}
     arms = [{"name": "shared", "mode": "shared", "methods": ["si:weight=7"], "settings": {"rank": 4}, "seeds": [1]}]
