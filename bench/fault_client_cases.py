@@ -6,15 +6,16 @@ import asyncio
 import random
 import re
 import resource
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from .fault_clients import CHAT, Question, load
 from .fault_engine_cases import judged
-from .fault_ground import PINNED, Count, Ground, fetch, until
+from .fault_ground import PINNED, Count, Ground, fetch, is_whole, until
+from .processes import family
 
 LEAVING = 200
 DAWDLING = 100
@@ -60,24 +61,37 @@ async def half_open(ground: Ground) -> Count:
 
 
 async def no_files_left(ground: Ground) -> Count:
-    """The limit of open files is reached: who is let in gets an answer or an OpenAI error, and afterwards all do."""
+    """The limit of open files is reached, and kept connections to an engine break: who is let in gets an answer or an
+    OpenAI error, and afterwards all get answers.
+    """
     (gateway,) = ground.gateways
-    pid = gateway.process.pid
-    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     questions = [replace(one, expect=frozenset({200, 429, 502, 503})) for one in PINNED]
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (_highest_file(pid) + 1 + SPARE_FILES, before[1]))
-    try:
-        async with load(ground.urls, questions, clients=PRESSING) as ran:
+    async with load(ground.urls, questions, clients=PRESSING) as ran:
+        with _few_files(family(gateway.process.pid)):
+            ground.engines[0].behave("breaks")
             pressed = await ran.more(ground.answers)
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-            await asyncio.sleep(2)  # asyncio takes no connection for a second after it could not
-            after = await ran.more(ground.answers)
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+            ground.engines[0].behave("healthy")
+            pressed += await ran.more(ground.answers)
+        await until(lambda: is_whole(ground), "that the engines are up")
+        await asyncio.sleep(2)  # asyncio takes no connection for a second after it could not
+        after = await ran.more(ground.answers)
     refused = sum(one.status != 200 for one in pressed)
     late = [f"{one.status} with files to spare" for one in after if one.status != 200]
-    counted = judged(ran.answers, cut=False, note=f"{refused} of {len(pressed)} were refused meanwhile")
+    counted = judged(ran.answers, note=f"{refused} of {len(pressed)} were refused meanwhile")
     return replace(counted, broken=[*counted.broken, *late])
+
+
+@contextmanager
+def _few_files(pids: Sequence[int]) -> Iterator[None]:
+    """These processes can open `SPARE_FILES` more at most."""
+    before = [(pid, resource.prlimit(pid, resource.RLIMIT_NOFILE)) for pid in pids]
+    for pid, (_, hard) in before:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (_highest_file(pid) + 1 + SPARE_FILES, hard))
+    try:
+        yield
+    finally:
+        for pid, limits in before:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
 
 
 async def _leave(ground: Ground, number: int) -> None:

@@ -28,10 +28,10 @@ def missing_library() -> str | None:
 
 
 @asynccontextmanager
-async def faked_clock(folder: Path) -> AsyncIterator[Ground]:
+async def faked_clock(folder: Path, *flags: str) -> AsyncIterator[Ground]:
     """A gateway whose clock `_jump` sets; its monotonic clock goes on, as the kernel's does."""
     (folder / "clock").write_text("+0")
-    async with ground_in(folder, variables=_variables(folder)) as ground:
+    async with ground_in(folder, *flags, variables=_variables(folder)) as ground:
         yield ground
 
 

@@ -17,13 +17,13 @@ from .fault_registry_cases import struck
 
 
 @asynccontextmanager
-async def postgresql(folder: Path) -> AsyncIterator[Ground]:
+async def postgresql(folder: Path, *flags: str) -> AsyncIterator[Ground]:
     """A gateway whose registry is a PostgreSQL of its own, over a wire that can be cut."""
     with postgres_server(durable=True) as server, tcp_proxy(server.socket) as wire:
         url = server.new_database()
         name = url.partition("@/")[2].partition("?")[0]
         through = f"postgresql+psycopg://{USER}@127.0.0.1:{wire.port}/{name}"
-        async with ground_in(folder, registry_url=url, variables={"BRANCHLINE_REGISTRY": through}) as ground:
+        async with ground_in(folder, *flags, registry_url=url, variables={"BRANCHLINE_REGISTRY": through}) as ground:
             ground.server, ground.wire = server, wire
             yield ground
 

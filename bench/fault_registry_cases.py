@@ -15,6 +15,7 @@ from pathlib import Path
 from .fault_clients import Load, load
 from .fault_engine_cases import judged
 from .fault_ground import PINNED, Count, Ground, until
+from .processes import family
 
 Strike = Callable[[], AbstractContextManager[None]]
 
@@ -36,7 +37,9 @@ async def registry_garbage(ground: Ground) -> Count:
 
 async def disk_full(ground: Ground) -> Count:
     """The gateway can write nothing any more, neither heartbeat nor decision log; standard error excepted."""
-    return await struck(ground, partial(_no_writes, [one.process.pid for one in ground.gateways]))
+    return await struck(
+        ground, partial(_no_writes, [pid for one in ground.gateways for pid in family(one.process.pid)])
+    )
 
 
 async def struck(ground: Ground, strike: Strike) -> Count:

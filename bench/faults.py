@@ -1,6 +1,6 @@
 """The fault suite: what breaks, what is promised all the same, and how many requests were broken (none may be).
 
-    python -m bench.faults [--only WORD] [--dry]
+    python -m bench.faults [--only WORD] [--workers N] [--dry]
 
 Real gateway processes under load, on SQLite and PostgreSQL; engines are processes that fail as they are told. Where a
 promise hangs on what vLLM itself does, tests on a real vLLM hold it (`REAL`). Ends with exit code 1 where a promise
@@ -111,11 +111,12 @@ def main() -> None:
     """Run the cases, print the table, write the results unless told not to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--workers", type=int, default=1, help="of each gateway; results are written for 1 alone")
     parser.add_argument("--dry", action="store_true", help="print the table and write nothing")
     given = parser.parse_args()
     cases = [case for case in CASES if given.only in case.name]
-    rows = asyncio.run(run_cases(cases))
-    if not given.dry:
+    rows = asyncio.run(run_cases(cases, given.workers))
+    if not given.dry and given.workers == 1 and not given.only:
         write_results(
             "faults", "Faults: requests that were judged, and promises that were broken", rows, "python -m bench.faults"
         )
@@ -123,7 +124,7 @@ def main() -> None:
         sys.exit("a promise was broken")
 
 
-async def run_cases(cases: Sequence[Case]) -> list[Row]:
+async def run_cases(cases: Sequence[Case], workers: int = 1) -> list[Row]:
     """One row for each: how many promises were broken, of how many requests."""
     rows: list[Row] = []
     for place in dict.fromkeys(case.place for case in cases):
@@ -132,7 +133,7 @@ async def run_cases(cases: Sequence[Case]) -> list[Row]:
         if reason is not None:
             rows += [Row(case.name, None, "broken promises", reason) for case in here]
             continue
-        async with place_for(place) as ground:
+        async with place_for(place, workers) as ground:
             for case in here:
                 began = time.monotonic()
                 counted = await strike(case, ground)
@@ -151,18 +152,18 @@ async def strike(case: Case, ground: Ground) -> Count:
 
 
 @asynccontextmanager
-async def place_for(place: Place) -> AsyncIterator[Ground]:
+async def place_for(place: Place, workers: int = 1) -> AsyncIterator[Ground]:
     """Ground that the cases of `place` need."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        log = ("--decision-log", str(folder / "decisions.jsonl"))
+        flags = ("--decision-log", str(folder / "decisions.jsonl"), "--workers", str(workers))
         if place == "PostgreSQL":
-            yield await stack.enter_async_context(postgresql(folder))
+            yield await stack.enter_async_context(postgresql(folder, *flags))
         elif place == "faked clock":
-            yield await stack.enter_async_context(faked_clock(folder))
+            yield await stack.enter_async_context(faked_clock(folder, *flags))
         else:
             count = 2 if place == "two gateways" else 1
-            yield await stack.enter_async_context(ground_in(folder, *log, gateways=count))
+            yield await stack.enter_async_context(ground_in(folder, *flags, gateways=count))
 
 
 def _row(case: Case, counted: Count) -> Row:
