@@ -12,10 +12,15 @@ from .errors import Forbidden
 from .principal import ANONYMOUS, Principal
 
 
+def is_operator(principal: Principal) -> bool:
+    """Whether this is an operator's key. A server without keys is open to whoever reaches it."""
+    return principal is ANONYMOUS or principal.may("operator")
+
+
 async def require_operator(request: Request) -> None:
-    """Raise `Forbidden` for a key that is no operator's. A server without keys is open to whoever reaches it."""
+    """Raise `Forbidden` for a key that is no operator's."""
     principal: Principal = request.state.principal
-    if principal is not ANONYMOUS and not principal.may("operator"):
+    if not is_operator(principal):
         raise Forbidden(f"this key has the role {principal.role!r}, expected 'operator'", code="not_permitted")
 
 

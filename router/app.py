@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from adapters.errors import BranchlineError
 
-from .admin import engine_routes, require_operator
+from .admin import engine_routes, is_operator, require_operator
 from .admin_api.openapi import admin_section
 from .admin_api.port import AdminPort
 from .admin_api.surface import Admin, admin_routes
@@ -91,15 +91,16 @@ def _add_pages(app: FastAPI, parts: Parts) -> None:
         return JSONResponse({"status": "ok"})
 
     @app.get("/ready")
-    async def ready() -> JSONResponse:
+    async def ready(request: Request) -> JSONResponse:
         is_ready = await parts.backend.ready()
-        document = {
+        document = {  # open to all: neither addresses nor routes
             "ready": is_ready,
-            "warming": parts.catalog.warming,
-            "problems": {"routes": parts.catalog.problems, "classifier": parts.catalog.classifier_problem},
-            "engines": Counter(engine.state for engine in parts.backend.engines),  # open to all: no addresses
+            "engines": Counter(engine.state for engine in parts.backend.engines),
             "registry_stale_seconds": round(parts.catalog.stale_seconds, 1),
         }
+        if is_operator(request.state.principal):
+            document["warming"] = parts.catalog.warming
+            document["problems"] = {"routes": parts.catalog.problems, "classifier": parts.catalog.classifier_problem}
         return JSONResponse(document, 200 if is_ready else 503)
 
     document = openapi_document(GATEWAY, INFERENCE, *([admin_section()] if parts.admin is not None else []))

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from .errors import ConfigInvalid, Forbidden, Unauthorized
-from .principal import ANONYMOUS, OWNER, KeyRing, Principal, no_keys
+from .principal import ANONYMOUS, OWNER, PASSER_BY, KeyRing, Principal, no_keys
 
 MIN_KEY_CHARACTERS = 16
 
@@ -83,6 +83,13 @@ class Gatekeeper:
         if found is None or scheme.lower() != "bearer":
             raise Unauthorized("missing or wrong API key; send 'Authorization: Bearer KEY'")
         return found
+
+    def visitor(self, headers: Mapping[str, str]) -> Principal:
+        """As `principal`, on pages that are open to all."""
+        try:
+            return self.principal(headers)
+        except Unauthorized:
+            return PASSER_BY
 
 
 def is_loopback(host: str) -> bool:

@@ -41,7 +41,8 @@ _SCHEMAS: Document = {
             "problems": record({"routes": {"type": "object"}, "classifier": or_null(_TEXT)}),
             "engines": {"type": "object", "additionalProperties": _COUNT},
             "registry_stale_seconds": {"type": "number", "minimum": 0},
-        }
+        },
+        optional=frozenset({"warming", "problems"}),  # where there are keys, for an operator's
     ),
     "Feedback": record(
         {

@@ -54,8 +54,8 @@ class Porch:
 
         try:
             self._gatekeeper.require_own_site(headers)
-            if scope["path"] not in PUBLIC_PATHS:
-                scope["state"]["principal"] = self._gatekeeper.principal(headers)
+            let_in = self._gatekeeper.visitor if scope["path"] in PUBLIC_PATHS else self._gatekeeper.principal
+            scope["state"]["principal"] = let_in(headers)
         except BranchlineError as error:
             await self._refuse(error)(scope, receive, send_with_id)
             return

@@ -34,6 +34,9 @@ class Principal:
 ANONYMOUS = Principal(None, "anonymous", "inference", None, KeyLimits())
 """Whoever asks a server that has no keys."""
 
+PASSER_BY = Principal(None, "passer-by", "inference", frozenset(), KeyLimits())
+"""Whoever shows no key that is one, on a page that is open to all of a server that has keys."""
+
 OWNER = Principal(None, "owner", "operator", None, KeyLimits())
 """Whoever shows the key that a simple server was started with."""
 

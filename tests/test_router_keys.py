@@ -167,6 +167,15 @@ def test_only_operators_see_metrics_and_engines(door: Door, role: Role, status: 
             require_error(response, 403, "not_permitted")
 
 
+@pytest.mark.parametrize(("role", "told"), [(None, False), ("inference", False), ("operator", True), ("admin", True)])
+def test_only_operators_are_told_which_routes_are_not_as_wanted(door: Door, role: Role | None, told: bool) -> None:
+    with door.asking("no key at all" if role is None else door.key(role).secret) as client:
+        response = client.get("/ready")
+        assert response.status_code == 200
+        assert {"ready", "engines", "registry_stale_seconds"} <= set(response.json())
+        assert ("problems" in response.json(), "warming" in response.json()) == (told, told)
+
+
 def test_an_engine_is_drained_by_operators_alone(door: Door) -> None:
     (engine,) = [one.name for one in door.served.gateway.engine.engines]
     with door.asking(door.key("inference").secret) as client:
