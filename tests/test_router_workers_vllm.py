@@ -154,16 +154,23 @@ def test_an_engine_that_says_it_lacks_a_version_has_it_loaded_again_by_the_paren
     worker_check(scenario, ProgrammableEngine(plugin=plugin))
 
 
-def test_answers_that_have_begun_end_when_the_parent_finds_their_engine_hanging() -> None:
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_answers_that_have_begun_end_when_the_parent_finds_their_engine_hanging(comes_back: bool) -> None:
     async def scenario(worker: Worker) -> None:
         never = asyncio.Event()
         worker.running.first.order(stream(*frames(SQL.engine_name)[:1], never))
         reply = await worker.engines.open(chat(SQL.engine_name, stream=True))
         await anext(reply.body)
-        worker.running.backend._pool.replicas[0].went("down", "it hangs", end_streams=True)  # as `Watch` does
+        replica = worker.running.backend._pool.replicas[0]
+        identity = replica.identity
+        replica.went("down", "it hangs", end_streams=True)  # as `Watch` does
+        if comes_back:  # before workers are told of the former
+            assert identity is not None
+            replica.came_up(identity)
         worker.follow()
         with pytest.raises(EngineFailed):
-            await anext(reply.body)
+            async with asyncio.timeout(DEADLINE):
+                await anext(reply.body)
 
     worker_check(scenario)
 

@@ -64,8 +64,10 @@ class FollowedReplica(Replica):
         for name in told.residents:
             if not self._residents.has(name):
                 self._residents.add(name)
-        self.went(told.state, told.problem, end_streams=told.severed != self.severed)
-        self.severed = told.severed
+        if told.severed != self.severed:  # it may be up again by now
+            self.severed = told.severed
+            self.traffic.end(streams=True)
+        self.went(told.state, told.problem)
 
     async def open(self, call: Call) -> Reply:
         self._used.pop(call.engine_name, None)
