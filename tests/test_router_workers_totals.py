@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -87,6 +88,17 @@ def test_requests_at_a_time_count_on_all_workers_and_end_with_a_worker_that_dies
     running.pop().ended()
     assert not any(use.running for use in other.uses)
     running.clear()
+    table.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the table is a file of its size")
+def test_a_worker_that_dies_costs_no_memory_for_slots_of_no_key() -> None:
+    table = Table(new_table(), 0)
+    for name in ("k", "another"):
+        SharedLimits(Table(table.descriptor, 1)).admit(key(name, max_concurrent=1)).ended()
+    before = os.fstat(table.descriptor).st_blocks
+    table.clear(1)
+    assert os.fstat(table.descriptor).st_blocks == before
     table.close()
 
 

@@ -14,7 +14,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from adapters.keys import KeyLimits
 
@@ -28,6 +28,7 @@ _METERS = struct.Struct("=dddd")  # requests, tokens: the level of each, and whe
 _COUNT = struct.Struct("=I")
 _RUNNING = _NAME.size + _METERS.size
 SLOT_BYTES = _RUNNING + (MAX_WORKERS + 1) * _COUNT.size
+_BLOCK_SLOTS = 1024  # read at once
 NO_LIMITS = KeyLimits()
 
 
@@ -96,9 +97,17 @@ class Table:
 
     def clear(self, number: int) -> None:
         """Worker `number` is gone, and with it what it answered."""
-        for start in range(0, SLOTS * SLOT_BYTES, SLOT_BYTES):
-            if self._memory[start : start + _NAME.size] != bytes(_NAME.size):
-                _COUNT.pack_into(self._memory, start + _RUNNING + number * _COUNT.size, 0)
+        for start in self._taken():
+            _COUNT.pack_into(self._memory, start + _RUNNING + number * _COUNT.size, 0)
+
+    def _taken(self) -> Iterator[int]:
+        """Where slots of keys begin. Read from the file: a look at mapped memory makes the kernel allocate it."""
+        for block in range(0, SLOTS * SLOT_BYTES, _BLOCK_SLOTS * SLOT_BYTES):
+            found = os.pread(self.descriptor, _BLOCK_SLOTS * SLOT_BYTES, block)
+            if found.strip(b"\0"):
+                for start in range(0, len(found), SLOT_BYTES):
+                    if found[start : start + _NAME.size] != bytes(_NAME.size):
+                        yield block + start
 
     def close(self) -> None:
         self._memory.close()
