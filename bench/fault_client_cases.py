@@ -7,7 +7,7 @@ import random
 import re
 import resource
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -66,19 +66,22 @@ async def no_files_left(ground: Ground) -> Count:
     """
     (gateway,) = ground.gateways
     questions = [replace(one, expect=frozenset({200, 429, 502, 503})) for one in PINNED]
-    async with load(ground.urls, questions, clients=PRESSING) as ran:
-        with _few_files(family(gateway.process.pid)):
-            ground.engines[0].behave("breaks")
+    with ExitStack() as limits:
+        limits.enter_context(_few_files(family(gateway.process.pid)))
+        async with load(ground.urls, questions, clients=PRESSING) as ran:
             pressed = await ran.more(ground.answers)
-            ground.engines[0].behave("healthy")
+            ground.engines[0].behave("breaks")
             pressed += await ran.more(ground.answers)
-        await until(lambda: is_whole(ground), "that the engines are up")
-        await asyncio.sleep(2)  # asyncio takes no connection for a second after it could not
-        after = await ran.more(ground.answers)
+            ground.engines[0].behave("healthy")
+            limits.close()
+            await until(lambda: is_whole(ground), "that the engines are up")
+            await asyncio.sleep(2)  # asyncio takes no connection for a second after it could not
+            after = await ran.more(ground.answers)
+    flood = [f"it wrote {line}" for line in gateway.lines if "out of system resource" in line]
     refused = sum(one.status != 200 for one in pressed)
     late = [f"{one.status} with files to spare" for one in after if one.status != 200]
     counted = judged(ran.answers, note=f"{refused} of {len(pressed)} were refused meanwhile")
-    return replace(counted, broken=[*counted.broken, *late])
+    return replace(counted, broken=[*counted.broken, *late, *flood])
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from .feedback import Feedback
 from .lifecycle import addresses_of, announce, gateway_id, stop_on_signals
 from .opening import open_classifier, open_own_encoder
 from .principal import KeyRing
-from .server import GatewayServer
+from .server import GatewayServer, Listening
 from .settings import MAX_WORKERS, Settings, read_settings
 from .telemetry import Telemetry
 
@@ -144,11 +144,11 @@ def listen(host: str, port: int) -> socket.socket:
     """Bind before anything expensive; raises `ConfigInvalid` with one clear line where that is impossible."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is named because asyncio sets TCP_NODELAY only then; without it each answer waits 40 ms for an ACK.
-    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    bound = Listening(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
-        bound.listen(BACKLOG)  # only a listening socket keeps a second server off its port
+        bound.begin(BACKLOG)  # only a listening socket keeps a second server off its port
     except OSError as error:
         bound.close()
         raise ConfigInvalid(

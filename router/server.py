@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import logging
+import socket
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -15,6 +20,21 @@ GRACE_SECONDS = 15
 # Longer than clients and balancers keep an idle connection: who closes first while the other sends loses a request.
 IDLE_SECONDS = 75
 TICKS = 5  # of uvicorn's, which are a tenth of a second
+ACCEPTED_AT_ONCE = 64  # in one turn of the event loop; asyncio tries as often also where each try fails
+QUIET_SECONDS = 10.0  # between two lines about connections that cannot be taken
+_NOTHING_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+log = logging.getLogger("branchline.server")
+
+
+class Listening(socket.socket):
+    """A listening socket whose queue of connections asyncio does not cut to what is accepted at once."""
+
+    def begin(self, backlog: int) -> None:
+        """Listen, with so long a queue."""
+        super().listen(backlog)
+
+    def listen(self, backlog: int = 0, /) -> None:
+        """It listens already."""
 
 
 class GatewayServer(uvicorn.Server):
@@ -23,8 +43,11 @@ class GatewayServer(uvicorn.Server):
     With `should_exit` set it takes nobody new, and running answers get `GRACE_SECONDS`. Connections get `patience`.
     """
 
-    def __init__(self, app: ASGIApp, *, accepted_at_once: int = 2048, patience: Patience | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, *, accepted_at_once: int = ACCEPTED_AT_ONCE, patience: Patience | None = None
+    ) -> None:
         self._patience = patience or Patience()
+        self._quiet_until = 0.0
         super().__init__(
             uvicorn.Config(
                 app,
@@ -49,6 +72,19 @@ class GatewayServer(uvicorn.Server):
             return False
         self.should_exit = True
         return True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._unhandled)
+        await super().startup(sockets)
+
+    def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """asyncio tells of each try to accept that failed, with a traceback; one line now and then says the same."""
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in _NOTHING_LEFT and "socket" in context):
+            loop.default_exception_handler(context)
+        elif time.monotonic() >= self._quiet_until:
+            self._quiet_until = time.monotonic() + QUIET_SECONDS
+            log.error("connections have to wait: %s (raise the limit of open files: ulimit -n)", error.strerror)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % TICKS == 0:

@@ -23,7 +23,7 @@ from ..decision_log import DecisionLog
 from ..dispatch import MAX_UNRELEASED, Dispatcher
 from ..errors import EngineUnavailable
 from ..feedback import Feedback
-from ..server import GatewayServer
+from ..server import GatewayServer, Listening
 from ..settings import Settings
 from ..telemetry import Telemetry
 from .calls import CallClient
@@ -35,13 +35,6 @@ from .shared_limits import SharedLimits, Table
 from .totals import families
 
 JUDGE_SECONDS = 30.0  # a worker that cannot have its judge by then answers without
-
-
-class Listening(socket.socket):
-    """The listening socket that all workers share. Its queue of connections is the parent's business."""
-
-    def listen(self, backlog: int = 0, /) -> None:
-        """It listens already; asyncio would cut the queue to what one worker accepts at once."""
 
 
 class WorkerProcess:
