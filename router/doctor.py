@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import click
-from sqlalchemy import make_url
+from sqlalchemy import inspect, make_url
 
 from adapters.base import find_base
 from adapters.classifiers import live_classifier
@@ -28,6 +28,7 @@ from adapters.errors import BranchlineError
 from adapters.home import Home, home_options
 from adapters.output import json_option, print_json, print_table
 from adapters.registry import Registry
+from adapters.schema import metadata
 from adapters.store import Store
 from adapters.types import AdapterVersion
 
@@ -163,6 +164,10 @@ def _key() -> Iterator[Finding]:
 def _registry(home: Home) -> Iterator[Finding]:
     registry, _ = open_home(home)
     store = home.open_store()
+    missing = sorted(set(metadata.tables) - set(inspect(registry.engine).get_table_names()))
+    if missing:
+        yield Finding("registry", "problem", f"lacks {', '.join(missing)}: restore it from a backup")
+        return
     yield Finding("registry", "ok", f"serial {registry.serial()}, {len(registry.routes())} routes")
     for one in _servable(registry):
         yield from _guarded(f"version {one.ref}", partial(_version, store, one))

@@ -163,6 +163,14 @@ def test_a_registry_of_a_newer_version_is_refused(empty: str, engine: Engine, ch
         connect(empty)
 
 
+def test_a_registry_of_a_revision_that_never_was_is_refused(empty: str, engine: Engine) -> None:
+    connect(empty).dispose()
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE registry_revision SET version_num = '0002x'")
+    with pytest.raises(RegistryUnavailable, match=r"0002x.*backup"):
+        connect(empty)
+
+
 def test_the_steps_can_be_written_as_sql_for_an_administrator_to_run(first: str, engine: Engine) -> None:
     script = render_sql(first, None)
     with engine.begin() as connection:

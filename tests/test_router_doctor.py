@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
+from contextlib import closing
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -91,6 +93,12 @@ def test_a_registry_that_was_named_and_is_not_there_is_a_problem_and_is_not_made
     assert not (tmp_path / "none.db").exists()
     with pytest.raises(RegistryUnavailable):
         find_revision(empty)
+
+
+def test_a_registry_that_lacks_a_table_is_a_problem(home: Home) -> None:
+    with closing(sqlite3.connect(home.folder / "registry.db")) as database:
+        database.execute("DROP TABLE keys")
+    assert problems(examine(home, None)) == {"registry": "lacks keys: restore it from a backup"}
 
 
 def test_a_retired_version_may_be_gone(home: Home) -> None:

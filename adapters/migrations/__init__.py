@@ -12,16 +12,27 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection
+
+from adapters.errors import RegistryUnavailable
 
 FOLDER = Path(__file__).parent
 
 
 def upgrade(connection: Connection) -> None:
-    """Bring the tables to the newest revision inside the connection's own transaction, which the caller commits."""
+    """Bring the tables to the newest revision inside the connection's own transaction, which the caller commits.
+
+    Raises `RegistryUnavailable` for a registry that says it has a revision that there never was.
+    """
     configured = _config()
     configured.attributes["connection"] = connection
-    command.upgrade(configured, "head")
+    try:
+        command.upgrade(configured, "head")
+    except CommandError as error:
+        raise RegistryUnavailable(
+            f"cannot upgrade the registry: {error}", hint="restore the registry from a backup"
+        ) from error
 
 
 def render_sql(url: str, revision: str | None) -> str:
