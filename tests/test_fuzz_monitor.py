@@ -60,7 +60,7 @@ def test_a_good_answer_is_read() -> None:
         b"\xff\xfe",
         b"",
         b"null",
-        gzip.compress(GOOD),
+        gzip.compress(GOOD, mtime=0),
     ],
 )
 def test_what_is_no_chat_completion_is_said_to_be_none(body: bytes) -> None:
