@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -192,8 +193,7 @@ class Journal:
     ) -> Event:
         taken = update(schema.registry).values(serial=schema.registry.c.serial + 1)
         serial = connection.execute(taken.returning(schema.registry.c.serial)).scalar_one()
-        if not is_unicode(why or ""):
-            raise BadInput("the reason given is not UTF-8 text", hint="write it in UTF-8")
+        _require_text(why or "", payload or {})
         event = Event(serial, self._clock(), kind, route, number, self._actor, why, payload or {})
         connection.execute(insert(schema.events).values(event_row(event)))
         if self._beside is not None:
@@ -309,6 +309,14 @@ def _ahead_of_server(connection: Connection) -> float:
     if connection.dialect.name != "postgresql":
         return 0.0
     return time.time() - float(connection.execute(select(_SERVER_SECONDS)).scalar_one())
+
+
+def _require_text(why: str, payload: Payload) -> None:
+    """Raise `BadInput` for what not every database keeps, or no document can say again."""
+    if not is_unicode(why) or "\0" in why:
+        raise BadInput("the reason given is not UTF-8 text without NUL", hint="write it in UTF-8")
+    if not is_unicode(json.dumps(dict(payload), ensure_ascii=False)):
+        raise BadInput("what was given is not UTF-8 text", hint="write it in UTF-8")
 
 
 def _serial(connection: Connection) -> int:

@@ -208,6 +208,8 @@ def test_text_that_is_not_unicode_is_refused(run: Run) -> None:
     assert run("route", "create", "sql").code == 0
     run("route", "examples", "add", "sql", "--text", "\udcff").refused("example 1 is not UTF-8 text")
     run("route", "disable", "sql", "--why", "\udcff").refused("reason given is not UTF-8 text")
+    run("route", "create", "other", "--description", "\udcff").refused("what was given is not UTF-8 text")
+    run("key", "create", "app", "--role", "inference", "--why", "a\0b").refused("UTF-8 text without NUL")
     assert run("route", "show", "sql", "--json").json["enabled"] is True
 
 
