@@ -30,7 +30,7 @@ async def postgresql(folder: Path, *flags: str) -> AsyncIterator[Ground]:
 
 async def postgres_stopped(ground: Ground) -> Count:
     """The server is stopped at once, and started again."""
-    return await struck(ground, partial(_stopped, ground.server))
+    return await struck(ground, partial(_stopped, _server(ground)))
 
 
 async def postgres_locked(ground: Ground) -> Count:
@@ -40,12 +40,24 @@ async def postgres_locked(ground: Ground) -> Count:
 
 async def postgres_read_only(ground: Ground) -> Count:
     """The server takes no writes, as a standby in the place of a primary."""
-    return await struck(ground, partial(_read_only, ground.server))
+    return await struck(ground, partial(_read_only, _server(ground)))
 
 
 async def postgres_slow(ground: Ground) -> Count:
     """Nothing comes through and nothing is refused, until it does again."""
-    return await struck(ground, partial(_silent, ground.wire))
+    return await struck(ground, partial(_silent, _wire(ground)))
+
+
+def _server(ground: Ground) -> PostgresServer:
+    if ground.server is None:
+        raise RuntimeError("the registry is not on PostgreSQL")
+    return ground.server
+
+
+def _wire(ground: Ground) -> TcpProxy:
+    if ground.wire is None:
+        raise RuntimeError("the registry is not on PostgreSQL")
+    return ground.wire
 
 
 @contextmanager
