@@ -104,4 +104,6 @@ def _url(text: str) -> str:
 
 
 def _shown(url: str) -> str:
-    return make_url(url).render_as_string(hide_password=True)
+    parsed = make_url(url)
+    secret = [name for name in parsed.query if "password" in name]  # there it may stand, too
+    return parsed.difference_update_query(secret).render_as_string(hide_password=True)

@@ -229,6 +229,9 @@ def test_the_registry_is_shown_without_its_password(
     document = json.loads(run("show", "--registry", url, "--home", str(tmp_path), "--json").stdout)
     assert document["url"].startswith("postgresql+psycopg://branchline:***@/registry_")
     assert (document["serial"], document["routes"], document["revision"]) == (32, 3, schema.REVISION)
+    in_query = run("show", "--registry", f"{url}&password=hunter2", "--home", str(tmp_path))
+    assert in_query.exit_code == 0
+    assert "hunter2" not in in_query.output
 
 
 def test_the_sql_of_an_upgrade_is_printed_and_not_run(run: Run, tmp_path: Path) -> None:
