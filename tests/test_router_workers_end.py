@@ -100,6 +100,44 @@ def test_workers_that_end_or_babble_as_soon_as_they_are_started_end_the_gateway(
         asyncio.run(scenario())
 
 
+def test_while_one_worker_takes_requests_the_gateway_lives_however_many_others_cannot_be_started(
+    tmp_path: Path,
+) -> None:
+    first, go = tmp_path / "first", tmp_path / "go"
+    program = f"""
+import os, runpy, time
+try:
+    os.close(os.open({str(first)!r}, os.O_CREAT | os.O_EXCL))
+except FileExistsError:
+    while not os.path.exists({str(go)!r}):
+        time.sleep(0.005)
+    raise SystemExit(3)
+runpy.run_module("router.workers.worker", run_name="__main__")
+"""
+    words = [sys.executable, "-P", "-c", program]
+
+    async def scenario() -> None:
+        with closing(listen("127.0.0.1", 0)) as bound:
+            agreement = agreement_of(tmp_path)
+            crew = Crew(2, agreement, [bound], EchoBackend("tiny"), nobody_asks, command=words)
+            running = asyncio.create_task(crew.run())
+            try:
+                await agreement.all_serving(1, DEADLINE)
+                go.touch()
+                async with asyncio.timeout(DEADLINE):
+                    while crew._stillborn < MAX_STILLBORN:  # noqa: ASYNC110 - a process sets no event
+                        await asyncio.sleep(0.005)
+                assert len(agreement.serving) == 1
+                assert crew.drain()
+                await running
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+                await crew.stop()
+
+    asyncio.run(scenario())
+
+
 def test_a_worker_that_does_not_answer_is_killed_and_replaced(tmp_path: Path) -> None:
     def others_than(first: int) -> set[int]:
         return {pid for pid in workers_of(os.getpid()) if pid != first}

@@ -20,7 +20,7 @@ from .shapes import shape
 from .shared_limits import Table, new_table
 from .totals import Family, add_up, counters
 
-MAX_STILLBORN = 4  # in a row
+MAX_STILLBORN = 4  # in a row, where none takes requests
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 5.0
 SETTLED_SECONDS = 10.0
@@ -144,7 +144,7 @@ class Crew:
 
     def _note_end(self, served: bool, end: str) -> None:
         self._stillborn = 0 if served else self._stillborn + 1
-        if self._stillborn >= MAX_STILLBORN:
+        if self._stillborn >= MAX_STILLBORN and not self._agreement.serving:
             raise WorkersFailed(
                 f"{self._stillborn} workers in a row ended before they took a request, the last one {end}",
                 hint="what they wrote is above",
