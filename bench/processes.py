@@ -28,11 +28,20 @@ def family_cpu_seconds(pid: int) -> float:
 
 def memory_mb(pid: int) -> float:
     """Proportional set size in MB (shared pages divided among those who share them); 0.0 where it has ended."""
+    return _mb(pid, "Pss:")
+
+
+def anonymous_mb(pid: int) -> float:
+    """What it has allocated and touched, in MB, pages of files left out: no other process's start or end moves it."""
+    return _mb(pid, "Anonymous:")
+
+
+def _mb(pid: int, name: str) -> float:
     try:
         lines = (_PROC / str(pid) / "smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0.0
-    return next((int(line.split()[1]) / 1000 for line in lines if line.startswith("Pss:")), 0.0)
+    return next((int(line.split()[1]) / 1000 for line in lines if line.startswith(name)), 0.0)
 
 
 def family(pid: int) -> list[int]:

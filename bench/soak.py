@@ -152,7 +152,7 @@ def rows_of(ran: Ran) -> list[Row]:
         Row("streams that were cut by a kill, and said so", float(seen.cut), "streams"),
         Row("engines killed", float(len(seen.kills)), ""),
         Row("changes by an operator", float(sum(changes.values())), "", done),
-        Row("memory after the warm-up", first, "MB", "all its processes"),
+        Row("memory after the warm-up", first, "MB", "allocated and touched, all its processes"),
         Row("memory at the end", last, "MB"),
         Row("growth of memory, by its slope", ran.growth, "MB", f"promised: at most {MOST_GROWTH_MB:g}"),
     ]

@@ -16,7 +16,7 @@ import numpy as np
 
 from .fault_clients import Question, ask
 from .fault_ground import Ground
-from .processes import family, memory_mb
+from .processes import anonymous_mb, family
 
 DRAINED = 12  # answers that run when the gateway is told to end
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # what POSIX shared memory is under, on Linux
@@ -35,7 +35,7 @@ async def sample(pid: int, found: list[tuple[float, float]], every: float) -> No
 
 
 def family_mb(pid: int) -> float:
-    return sum(map(memory_mb, family(pid)))
+    return sum(map(anonymous_mb, family(pid)))
 
 
 def slope(samples: Sequence[tuple[float, float]], warm: float) -> float:
