@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -278,6 +279,25 @@ def test_nobody_listening_is_unreachable() -> None:
     async def scenario(_wire: Wire, connections: Connections, _origin: Origin) -> None:
         with pytest.raises(Unreachable, match="ConnectionRefusedError"):
             await ask(connections, Origin("127.0.0.1", 1, tls=False))
+
+    check(scenario)
+
+
+def test_certificates_are_read_once_for_all_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[ssl.SSLContext] = []
+    make = ssl.create_default_context
+
+    def counted() -> ssl.SSLContext:
+        read.append(make())
+        return read[-1]
+
+    monkeypatch.setattr(ssl, "create_default_context", counted)
+
+    async def scenario(_wire: Wire, connections: Connections, origin: Origin) -> None:
+        for _ in range(2):
+            with pytest.raises(Unreachable):
+                await ask(connections, Origin(origin.host, origin.port, tls=True))  # it speaks no TLS
+        assert len(read) == 1
 
     check(scenario)
 

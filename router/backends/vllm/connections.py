@@ -39,6 +39,7 @@ class Connections:
     def __init__(self, *, connect_seconds: float) -> None:
         self._connect_seconds = connect_seconds
         self._origin: Origin | None = None
+        self._trusted: ssl.SSLContext | None = None
         self._open: set[Connection] = set()
         self._idle: dict[Connection, float] = {}  # since when, in seconds on the loop's clock; the newest last
 
@@ -82,13 +83,19 @@ class Connections:
         begin = partial(Connection, partial(self._became_idle, origin), self._was_lost)
         try:
             async with asyncio.timeout(self._connect_seconds):
-                tls = await asyncio.to_thread(ssl.create_default_context) if origin.tls else None
+                tls = await self._certificates() if origin.tls else None
                 _, connection = await loop.create_connection(begin, origin.host, origin.port, ssl=tls)
         except (OSError, TimeoutError) as error:
             raise Unreachable(type(error).__name__) from error
         if connection.is_open:
             self._open.add(connection)
         return connection
+
+    async def _certificates(self) -> ssl.SSLContext:
+        """Whom to trust; reading that takes longer than all the rest of a connection."""
+        if self._trusted is None:
+            self._trusted = await asyncio.to_thread(ssl.create_default_context)
+        return self._trusted
 
     def _became_idle(self, origin: Origin, connection: Connection) -> None:
         if origin != self._origin:
