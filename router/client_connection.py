@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 MAX_CONNECTIONS = 16_384  # of a process
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers
 MAX_HEADERS = 128
+MAX_WAITING = 8  # requests of a connection behind the one being answered, before no more is read from it
 # Another parser could take the other one.
 _ONCE = (b"host", b"authorization", b"content-type", b"transfer-encoding", b"x-request-id")
 
@@ -136,6 +137,8 @@ class ClientConnection(HttpToolsProtocol):
         self._await("body")
         super().on_headers_complete()
         self._cycles.append(self.cycle)
+        if 0 < len(self.pipeline) < MAX_WAITING:  # uvicorn reads no more, and so would not see the client go
+            self.flow.resume_reading()
 
     def on_body(self, body: bytes) -> None:
         self._body_came = True

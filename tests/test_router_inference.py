@@ -109,8 +109,9 @@ def test_no_task_is_left_of_requests_that_were_answered_refused_or_abandoned(
 def test_a_client_that_goes_ends_its_first_request_also_where_it_sent_a_second(served: Served, stream: bool) -> None:
     served.engine.pause_before = 0
     with closing(socket.create_connection(("127.0.0.1", served.port), timeout=DEADLINE)) as connection:
-        connection.sendall(request(chat(stream=stream)) + request(chat()))
+        connection.sendall(request(chat(stream=stream)))
         served.until(lambda: served.engine.running == 1, "a running call")
+        connection.sendall(request(chat()))
     served.until(lambda: served.engine.running == 0, "an engine that stopped")
     served.obey()
 
