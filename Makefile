@@ -12,7 +12,7 @@ run: .venv/.run-ready
 	$(BIN)/python -m examples.quickstart.run --port $(PORT)
 
 test: .venv/.dev-ready .venv-vllm/.ready
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder \
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --no-loadscope-reorder \
 	  --cov --cov-report=term:skip-covered
 
 check: .venv/.dev-ready

@@ -3,25 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.postgres_server import PostgresServer, postgres_server
 
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+
+ROOT = Path(__file__).parents[1]
+
 pytest.register_assert_rewrite("tests.backend_contract", "tests.vllm_engine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Several processes share the tests by file (`-n`); real vLLM engines, which want all cores, run one after another.
+    """Real engines come first: what takes longest must not begin last."""
+    items.sort(key=lambda item: _share(item.nodeid) != "vllm")
 
-    They come first: what takes longest must not begin last.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Processes share the tests by file; real vLLM engines, which want all cores, run one after another.
+
+    Written here, because `--dist loadgroup` of pytest-xdist 3.8 does nothing with pytest 9.2.
     """
-    from tests.vllm_engine import needs_vllm  # not before its asserts are registered
+    from xdist.scheduler import LoadScopeScheduling
 
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group("vllm" if needs_vllm.mark in item.iter_markers() else file))
-    items.sort(key=lambda item: needs_vllm.mark not in item.iter_markers())
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # ships no types
+        def _split_scope(self, nodeid: str) -> str:
+            return _share(nodeid)
+
+    return ByFile(config, log)
+
+
+def _share(nodeid: str) -> str:
+    """What is run in one process: the tests of a file, or all that start a real vLLM."""
+    file = nodeid.partition("::")[0]
+    return "vllm" if _starts_vllm(file) else file
+
+
+@cache
+def _starts_vllm(file: str) -> bool:
+    return "needs_vllm" in (ROOT / file).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
