@@ -18,7 +18,7 @@ register = EntryPoint("branchline", "adapters.engine.resolver:register", "vllm.g
 register()
 print(sorted({"torch", "vllm", "sqlalchemy", "numpy", "fsspec", "click"} & set(sys.modules)))
 """
-OURS = {"branchline", "sqlalchemy", "greenlet", "typing-extensions"}
+OURS = {"branchline", "sqlalchemy", "alembic", "mako", "markupsafe", "greenlet", "typing-extensions"}
 
 
 def test_vllm_finds_the_plugin() -> None:
