@@ -11,8 +11,9 @@ BIN := .venv/bin
 run: .venv/.run-ready
 	$(BIN)/python -m examples.quickstart.run --port $(PORT)
 
+# One thread each: torch's threads wait for each other by spinning, which takes minutes where processes share the cores.
 test: .venv/.dev-ready .venv-vllm/.ready
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --no-loadscope-reorder \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --no-loadscope-reorder \
 	  --cov --cov-report=term:skip-covered
 
 check: .venv/.dev-ready
