@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -112,23 +113,29 @@ async def one_trial(home: Home, seen: list[Seen]) -> Trial:
     """Disable under load, measure, enable again and wait until the route answers."""
     await _until(seen, "live")
     started = time.time()
-    await _command(home, "disable")
+    await command(home, "disable")
     await _until(seen, "base")
     last = max(one.at for one in seen if one.stage == "live")
-    registry = Registry.open(home.registry_url)
-    event = next(one for one in reversed(registry.events(route="sql")) if one.kind == "disabled")
-    registry.close()
-    at = datetime.fromisoformat(event.time).timestamp()
-    await _command(home, "enable")
+    with closing(Registry.open(home.registry_url)) as registry:
+        at = written_at(registry)
+    await command(home, "enable")
     return Trial(startup=at - started, propagation=max(0.0, last - at), total=last - started)
 
 
-async def _command(home: Home, verb: str) -> None:
-    command = await asyncio.create_subprocess_exec(
-        *(BRANCHLINE, "route", verb, "sql", "--home", str(home.folder)), stdout=asyncio.subprocess.DEVNULL
-    )
-    if await command.wait():
+async def command(home: Home, verb: str, registry_url: str | None = None) -> str:
+    """Run `branchline route VERB sql` as a process; what it said."""
+    words = ("route", verb, "sql", "--home", str(home.folder), "--registry", registry_url or home.registry_url)
+    ran = await asyncio.create_subprocess_exec(BRANCHLINE, *words, stdout=asyncio.subprocess.PIPE)
+    said, _ = await ran.communicate()
+    if ran.returncode:
         raise RuntimeError(f"route {verb} failed")
+    return said.decode()
+
+
+def written_at(registry: Registry) -> float:
+    """When the route was disabled last, by the history (seconds since the epoch)."""
+    event = next(one for one in reversed(registry.events(route="sql")) if one.kind == "disabled")
+    return datetime.fromisoformat(event.time).timestamp()
 
 
 async def _until(seen: list[Seen], stage: str) -> None:

@@ -16,7 +16,6 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 import aiohttp
@@ -26,8 +25,8 @@ from adapters.registry import Registry
 from adapters.registry_copy import copy_registry
 from tests.postgres_server import postgres_server
 
-from .disable import TEXT, p99, prepare
-from .gateway import BRANCHLINE, gateway
+from .disable import TEXT, command, p99, prepare, written_at
+from .gateway import gateway
 from .results import Row, write_results
 
 DATABASES = ("postgresql", "sqlite", "workers")
@@ -151,24 +150,14 @@ async def ask_until(stop: asyncio.Event, url: str, load: Load, number: int, seco
 async def one_trial(running: Fleet, registry: Registry, load: Load) -> Trial:
     """Disable under load, and wait until no client is answered by the route; then enable, and wait again."""
     await _until(load, running, "live")
-    said = await _command(running, "disable")
+    said = await command(running.home, "disable", running.registry_url)
     await _until(load, running, "base")
-    last = next(event for event in reversed(registry.events(route="sql")) if event.kind == "disabled")
-    propagation = max(0.0, load.last_live - datetime.fromisoformat(last.time).timestamp())
-    await _command(running, "enable")
+    propagation = max(0.0, load.last_live - written_at(registry))
+    await command(running.home, "enable", running.registry_url)
     match = re.search(r"in force on (\d+) of (\d+) gateways after (\d+) ms", said)
     if match is None or match[1] != match[2] or int(match[2]) != len(running.urls):
         raise RuntimeError(f"not in force everywhere: {said}")
     return Trial(propagation, int(match[3]) / 1000)
-
-
-async def _command(running: Fleet, verb: str) -> str:
-    words = ("route", verb, "sql", "--home", str(running.home.folder), "--registry", running.registry_url)
-    command = await asyncio.create_subprocess_exec(BRANCHLINE, *words, stdout=asyncio.subprocess.PIPE)
-    said, _ = await command.communicate()
-    if command.returncode:
-        raise RuntimeError(f"route {verb} failed")
-    return said.decode()
 
 
 async def _until(load: Load, running: Fleet, stage: str) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import resource
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
@@ -22,11 +20,11 @@ from router.cli import OPEN_FILES, listen, serve
 from router.errors import ConfigInvalid
 from tests.gateway_parts import Stock, make_stock
 from tests.gateway_process import GatewayProcess, branchline, serving
+from tests.unread_stream import port_of, read_to_the_end, unread_stream
 
 KEY = "k-0123456789abcdef"
 ECHO = ("--backend", "echo", "--base", "tiny")
 # Echoed, 7.5 MB: more than the buffers between a server and a client that does not read, and within echo's context.
-LONG_TEXT = " ".join(["w" * 3700] * 2040)
 
 
 @pytest.fixture(scope="module")
@@ -192,34 +190,7 @@ def test_a_signal_while_it_starts_ends_it_in_good_order(home: Path) -> None:
     assert heartbeats(home) == []
 
 
-@contextmanager
-def unread_stream(gateway: GatewayProcess) -> Iterator[socket.socket]:
-    """A streaming answer that has begun and cannot end, because nobody reads it yet."""
-    body = {"model": "tiny", "messages": [{"role": "user", "content": LONG_TEXT}], "stream": True}
-    raw = json.dumps(body).encode()
-    with closing(socket.socket()) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.settimeout(60)
-        connection.connect(("127.0.0.1", port_of(gateway)))
-        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-        connection.sendall(f"{head}content-length: {len(raw)}\r\n\r\n".encode() + raw)
-        assert connection.recv(12) == b"HTTP/1.1 200"
-        yield connection
-
-
 def until_nobody_new_is_let_in(gateway: GatewayProcess) -> None:
     with suppress(ConnectionRefusedError, ConnectionResetError):  # reset: it was in the queue of a socket that closed
         while True:
             socket.create_connection(("127.0.0.1", port_of(gateway)), timeout=60).close()
-
-
-def port_of(gateway: GatewayProcess) -> int:
-    return int(gateway.url.rpartition(":")[2])
-
-
-def read_to_the_end(connection: socket.socket) -> bytes:
-    pieces: list[bytes] = []
-    with suppress(ConnectionResetError):
-        while piece := connection.recv(1 << 16):
-            pieces.append(piece)
-    return b"".join(pieces)

@@ -29,7 +29,8 @@ from adapters.keys import KeyLimits
 from adapters.registry import Registry
 from tests.gateway_parts import make_stock
 from tests.gateway_process import GatewayProcess, serving
-from tests.worker_processes import stopped, unread_stream, wait_until, workers_of
+from tests.unread_stream import unread_stream
+from tests.worker_processes import stopped, wait_until, workers_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
 

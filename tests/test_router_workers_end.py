@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from router.workers.agreement import Agreement
 from router.workers.crew import MAX_STILLBORN, Crew
 from router.workers.messages import Hello
 from tests.gateway_process import GatewayProcess
-from tests.worker_processes import DEADLINE, is_running, port_of, stopped, unread_stream, wait_until, workers_of
+from tests.unread_stream import port_of, read_to_the_end, unread_stream
+from tests.worker_processes import DEADLINE, is_running, stopped, wait_until, workers_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
 
@@ -179,11 +180,3 @@ def lets_in(gateway: GatewayProcess) -> bool:
     except (ConnectionRefusedError, ConnectionResetError):  # reset: it was in the queue of a socket that closed
         return False
     return True
-
-
-def read_to_the_end(connection: socket.socket) -> bytes:
-    pieces: list[bytes] = []
-    with suppress(ConnectionResetError):
-        while piece := connection.recv(1 << 16):
-            pieces.append(piece)
-    return b"".join(pieces)

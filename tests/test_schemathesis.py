@@ -56,6 +56,17 @@ CHECKS = [
 ]
 
 
+def generated(examples: int) -> settings:
+    """So many requests of each operation, made anew each time."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     stock = make_stock(tmp_path_factory.mktemp("stock"), versions=1)
@@ -82,13 +93,7 @@ def test_what_the_document_says_is_what_the_gateway_does(
     schema = schemathesis.openapi.from_dict(DOCUMENT)
     operation = schema[path][method.upper()]
 
-    @settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @generated(EXAMPLES)
     @given(case=operation.as_strategy(generation_mode=mode))
     def holds(case: Any) -> None:
         _suit(case, served)

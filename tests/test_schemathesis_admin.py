@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import schemathesis
 from fastapi.routing import APIRoute
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from schemathesis import GenerationMode
 
 from router.admin_api.openapi import admin_section
@@ -25,7 +25,7 @@ from router.openapi_gateway import GATEWAY
 from router.openapi_inference import INFERENCE
 from tests.admin_client import OWN_KEY, Person, person
 from tests.gateway_parts import Served, make_stock
-from tests.test_schemathesis import CHECKS, require_openai_error
+from tests.test_schemathesis import CHECKS, generated, require_openai_error
 
 EXAMPLES = 2
 DOCUMENT = openapi_document(GATEWAY, INFERENCE, admin_section())
@@ -66,13 +66,7 @@ def test_what_the_document_says_is_what_the_gateway_does(
 ) -> None:
     operation = schemathesis.openapi.from_dict(DOCUMENT)[path][method.upper()]
 
-    @settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @generated(EXAMPLES)
     @given(case=operation.as_strategy(generation_mode=mode))
     def holds(case: Any) -> None:
         if "name" in case.path_parameters and case.path_parameters["name"] == "admin":
