@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +20,7 @@ from tests.sequence_rows import ANSWERS, ARMS, make_plan, prepare, routes_of, ru
 from tests.trainer_base import write_rows
 from tests.trainer_runs import Watcher
 from trainer.errors import ConfigInvalid, DecisionsInvalid, Interrupted, LeakFound
-from trainer.folder import read_json
+from trainer.folder import read_json, write_text
 from trainer.sequences.config import SequenceConfig, read_sequence
 from trainer.sequences.report import summarise_sequence
 from trainer.sequences.run import SequenceRun, oracle_adapter, routed_adapter
@@ -339,3 +340,21 @@ def test_without_seeds_of_its_own_an_arm_has_the_sequences(plan: dict[str, objec
     arms = [{"name": "few", "mode": "shared", "seeds": [7]}, {"name": "all", "mode": "shared"}]
     config: SequenceConfig = read_sequence({**plan, "arms": arms})
     assert [config.seeds_of(arm) for arm in config.arms] == [(7,), (0, 1)]
+
+
+def _write_often(path: str, text: str) -> None:
+    for _ in range(300):
+        write_text(Path(path), text)
+
+
+def test_two_processes_may_write_the_same_file_of_a_sequence(tmp_path: Path) -> None:
+    shared = tmp_path / "sequence.json"
+    start = multiprocessing.get_context("spawn")
+    writers = [start.Process(target=_write_often, args=(str(shared), letter * 4096)) for letter in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert shared.read_text() in ("a" * 4096, "b" * 4096)
+    assert list(tmp_path.iterdir()) == [shared]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -128,12 +129,16 @@ def hold(lock: Path, occupied: FolderOccupied) -> Iterator[None]:
         yield
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `path` aside and rename it, so that nobody reads half a file."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `path` aside and rename it: nobody reads half a file, and two processes that write the same do not meet."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
+    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    aside.write_bytes(content)
     aside.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:

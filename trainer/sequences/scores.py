@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from adapters.manifests import weights_digest
 from adapters.rows import sha256_json
 
 from ..data import Encoded
+from ..folder import write_bytes
 from ..model import CONFIG_FILE, LoadedBase, load_adapter, load_base, load_weights
 from ..observer import Observer, watch_scoring
 from ..prompt_tuning import load_prompt
@@ -86,8 +86,4 @@ def _load(loaded: LoadedBase, adapter: Path) -> Any:
 
 
 def _write_compressed(path: Path, value: object) -> None:
-    """Aside first; two processes that write the same scores do not meet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    aside.write_bytes(gzip.compress(json.dumps(value, allow_nan=False).encode(), mtime=0))
-    aside.replace(path)
+    write_bytes(path, gzip.compress(json.dumps(value, allow_nan=False).encode(), mtime=0))
