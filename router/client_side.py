@@ -68,6 +68,7 @@ class WhileThere:
     ) -> None:
         if self._watching is not None:
             self._watching.cancel()
+            self._watching = None  # else what it raises would hold its frame, this object, and so itself
         if self._gone and self._task is not None:
             cancelled_by_others = self._task.uncancel() > 0
             if isinstance(error, asyncio.CancelledError) and not cancelled_by_others:

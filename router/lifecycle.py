@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from adapters.output import note
 
 from .catalog import Catalog
+from .collector import settle
 from .settings import Settings
 
 WARM_SECONDS = 30
@@ -50,6 +51,7 @@ async def announce(catalog: Catalog, addresses: Sequence[tuple[str, int]], setti
     That is once what is live is warm, or after a while: it answers before that already.
     """
     await catalog.settled(WARM_SECONDS)
+    settle()
     live = [f"{route.name}@{route.in_force}" for route in catalog.snapshot.routes.values() if route.in_force]
     for name, problem in catalog.problems.items():
         note(f"route {name}: {problem}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -114,6 +115,29 @@ def test_a_client_that_goes_ends_its_first_request_also_where_it_sent_a_second(s
         connection.sendall(request(chat()))
     served.until(lambda: served.engine.running == 0, "an engine that stopped")
     served.obey()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_requests_leave_nothing_to_the_garbage_collector(served: Served, stream: bool) -> None:
+    content = request(chat(stream=stream))
+    with closing(socket.create_connection(("127.0.0.1", served.port), timeout=DEADLINE)) as connection:
+
+        def ask() -> None:
+            connection.sendall(content)
+            received = b""
+            while not received.endswith(b"\r\n0\r\n\r\n" if stream else b"}"):
+                received += connection.recv(65_536)
+
+        ask()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(50):
+                ask()
+            left = gc.collect()
+        finally:
+            gc.enable()
+    assert left < 50
 
 
 def watchers(served: Served) -> list[str]:

@@ -17,6 +17,7 @@ from adapters.errors import BranchlineError
 from ..admin_api.surface import Admin
 from ..app import Parts, create_app
 from ..auth import Gatekeeper
+from ..collector import settle
 from ..backends.vllm.followed import FollowedEngines
 from ..backends.vllm.told import ToldEngines
 from ..decision_log import DecisionLog
@@ -81,6 +82,7 @@ class WorkerProcess:
         feedback, admin, app = self._app()
         try:
             await self._followed.settled(JUDGE_SECONDS)
+            settle()
             self._channel.tell("ready", {})
             await self._may_serve.wait()
             if not self._stopping:
