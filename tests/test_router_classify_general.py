@@ -113,7 +113,7 @@ def test_a_word_that_they_use_too_speaks_less_for_a_route(head: HeadName) -> Non
 
     def share(general: list[str]) -> float:
         found = fit_classifier(rows, head=head, general=general)
-        columns = [found.features.words.columns[word][0] for word in ("please", "book")]
+        columns = [found.features.words[word] for word in ("please", "book")]
         please, book = found.head.weights_of(np.array(columns))[:, found.head.labels.index("booking")]
         return float(please / book)
 

@@ -21,7 +21,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from .head import Scalars, log_sum_exp
+from .features import Scalars
+from .head import log_sum_exp
 
 Flags = npt.NDArray[np.bool_]
 ScoreName = Literal["probability", "margin", "energy", "energy_half_base", "energy_quarter_base", "energy_of_routes"]
@@ -38,7 +39,7 @@ NOTHING_KNOWN = -1e9  # the score of a text that shares no term with any example
 
 def decision_scores(name: ScoreName, logits: Scalars, temperature: float, base: int | None) -> Scalars:
     """The score `name` of each row of `logits` (…, labels), shape (…)."""
-    routes = logits if base is None else np.delete(logits, base, axis=-1)
+    routes = routes_of(logits, base)
     top: Scalars = routes.max(axis=-1)
     result: Scalars
     if name == "probability":
@@ -52,6 +53,15 @@ def decision_scores(name: ScoreName, logits: Scalars, temperature: float, base: 
         ordered = np.sort(logits, axis=-1)
         result = top - np.where(top == ordered[..., -1], ordered[..., -2], ordered[..., -1])
     return result
+
+
+def routes_of(logits: Scalars, base: int | None) -> Scalars:
+    """`logits` (…, labels) with that of the base below any other, so that what is largest is a route's."""
+    if base is None:
+        return logits
+    routes = logits.copy()
+    routes[..., base] = -np.inf
+    return routes
 
 
 def conformal_threshold(scores: Scalars, coverage: float) -> float | None:

@@ -73,14 +73,13 @@ def digest_of(classifier: Classifier) -> str:
 
 
 def _encode(classifier: Classifier) -> dict[str, bytes]:
-    words, characters = classifier.features.words, classifier.features.characters
-    idf = [idf for block in (words, characters) for _, idf in block.columns.values()]
+    features = classifier.features
     # ASCII JSON: a term may hold half a surrogate pair, which UTF-8 cannot carry.
-    vocabulary = json.dumps({"words": list(words.columns), "characters": list(characters.columns)})
+    vocabulary = json.dumps({"words": list(features.words), "characters": list(features.characters)})
     return {
         **_encode_weights(classifier.head),
         "dense.npy": _npy(classifier.head.dense),
-        "idf.npy": _npy(np.array(idf, dtype=np.float64)),
+        "idf.npy": _npy(features.idf[:-1]),
         "vocabulary.json": vocabulary.encode(),
         "rows.npy": _npy(classifier.rows),
     }
@@ -100,7 +99,7 @@ def _body(classifier: Classifier, files: Mapping[str, bytes]) -> dict[str, objec
         "kept": None if isinstance(classifier.head, Head) else len(classifier.head.values),
         "rows": len(classifier.rows),
         "encoder": asdict(classifier.encoder) if classifier.encoder else None,
-        "unseen_idf": classifier.features.words.unseen_idf,
+        "unseen_idf": float(classifier.features.idf[-1]),
         "temperature": classifier.temperature,
         "confidence": asdict(classifier.confidence),
         "score": classifier.score_name,

@@ -24,8 +24,8 @@ from .abstain import (
 from .classifier import BASE
 from .confidence import SPEAKS_FROM, Confidence, fit_confidence, known_share
 from .encoded import EncodedRows
-from .features import Features, reading
-from .head import Head, Labels, Scalars, fit_temperature
+from .features import Features, Scalars, reading
+from .head import Head, Labels, fit_temperature
 from .pruned_head import PrunedHead
 
 NEGATIVE = -1

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .features import Floats
-from .head import ENCODER_SCALE, Labels, Scalars
+from .features import Floats, Scalars
+from .head import ENCODER_SCALE, Labels
 from .pruned_head import PrunedHead
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ import numpy as np
 
 from ..errors import ClassifierInvalid
 from ..types import Scores
-from .abstain import NOTHING_KNOWN, ScoreName, decision_scores
+from .abstain import NOTHING_KNOWN, ScoreName, decision_scores, routes_of
 from .confidence import SPEAKS_FROM, Confidence, known_share
 from .encoded import Keys, row_key
 from .encoding import EncoderRef
-from .features import Features, Floats, Sparse
-from .head import Head, Scalars, log_sum_exp
+from .features import Features, Floats, Scalars, Sparse
+from .head import Head, log_sum_exp
 from .pruned_head import PrunedHead
 
 BASE = "base"
@@ -169,14 +169,12 @@ class Classifier:
 
     def _scores(self, logits: Scalars, known: float, *, silent: bool = False) -> Scores:
         base = self.base_column
-        reachable = logits if base is None else np.delete(logits, base)
-        at = int(reachable.argmax())
+        at = int(routes_of(logits, base).argmax())
         scaled = self.confidence.scaled(logits, known)
-        top = scaled[at if base is None or at < base else at + 1]
         score = NOTHING_KNOWN if silent else float(decision_scores(self.score_name, logits, self.temperature, base))
-        route = self.routes[at]
+        route = self.head.labels[at]
         threshold = self.own_thresholds.get(route, self.threshold)
-        return Scores(route, float(np.exp(top - log_sum_exp(scaled))), score, threshold)
+        return Scores(route, float(np.exp(scaled[at] - log_sum_exp(scaled))), score, threshold)
 
     def _probabilities(self, logits: Scalars, known: float) -> dict[str, float]:
         scaled = self.confidence.scaled(logits, known)

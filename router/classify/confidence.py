@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .features import Sparse
-from .head import Labels, Scalars, log_sum_exp
+from .features import Scalars, Sparse
+from .head import Labels, log_sum_exp
 
 LEAST_KNOWN = 0.1
 # A text of which less is known is not judged by its words. On CLINC150 val with 3 to 150 routes of 5 or more examples

@@ -14,8 +14,7 @@ from adapters.rows import LabelledText
 from ..types import Scores
 from .abstain import Flags
 from .classifier import Classifier
-from .features import Floats
-from .head import Scalars
+from .features import Floats, Scalars
 
 ECE_BINS = 15
 

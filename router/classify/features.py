@@ -15,7 +15,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
+Scalars = npt.NDArray[np.float64]
 
 # Work per text is bounded: of a longer text only the two ends are read, where an instruction usually stands.
 HEAD_CHARACTERS = 2_000
@@ -75,65 +76,52 @@ def character_terms(text: str) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """One family of terms: term → (column, idf). `unseen_idf` weighs a term that no example has."""
-
-    extract: Callable[[str], list[str]]
-    columns: Mapping[str, tuple[int, float]]
-    unseen_idf: float
-
-    def weigh(self, clipped: str) -> tuple[list[int], list[float]]:
-        """Columns and values of the known terms of a clipped text; the values' length is at most 1."""
-        known: list[int] = []
-        weights: list[float] = []
-        squares = 0.0
-        for term, count in Counter(self.extract(clipped)).items():
-            frequency = 1.0 if count == 1 else 1.0 + math.log(count)
-            found = self.columns.get(term)
-            if found is None:
-                squares += (frequency * self.unseen_idf) ** 2
-                continue
-            weight = frequency * found[1]
-            known.append(found[0])
-            weights.append(weight)
-            squares += weight * weight
-        length = math.sqrt(squares)
-        return known, [weight / length for weight in weights]
-
-
-@dataclass(frozen=True, slots=True)
 class Features:
-    """The fitted transform. Columns run through the words first, then the characters."""
+    """The fitted transform: term → column of both blocks, first the words' columns, then the characters'.
 
-    words: Block
-    characters: Block
+    `idf` (columns + 1,): the last one weighs a term that no example has.
+    """
+
+    words: Mapping[str, int]
+    characters: Mapping[str, int]
+    idf: Scalars
 
     @property
     def size(self) -> int:
-        return len(self.words.columns) + len(self.characters.columns)
+        return len(self.words) + len(self.characters)
 
     def transform(self, text: str) -> Sparse:
         """Features of any text whatever; work is bounded by `HEAD_CHARACTERS + TAIL_CHARACTERS`."""
         clipped = clip(text)
-        columns, values = self.words.weigh(clipped)
-        more_columns, more_values = self.characters.weigh(clipped)
-        return Sparse(
-            np.array(columns + more_columns, dtype=np.int64), np.array(values + more_values, dtype=np.float32)
+        words, characters = Counter(word_terms(clipped)), Counter(character_terms(clipped))
+        split, size = len(words), len(words) + len(characters)
+        columns = np.fromiter(
+            itertools.chain(
+                map(self.words.get, words, itertools.repeat(-1)),
+                map(self.characters.get, characters, itertools.repeat(-1)),
+            ),
+            np.int64,
+            size,
         )
+        counts = np.fromiter(itertools.chain(words.values(), characters.values()), np.float64, size)
+        values = self.idf[columns] * (1 + np.log(counts))
+        for block in (values[:split], values[split:]):
+            block /= math.sqrt(block @ block) or 1.0
+        known = columns >= 0
+        return Sparse(columns[known], values[known].astype(np.float32))
 
     def terms(self) -> list[str]:
         """Every term by column, for explanations."""
-        return [*self.words.columns, *self.characters.columns]
+        return [*self.words, *self.characters]
 
 
 def build_features(words: Mapping[str, float], characters: Mapping[str, float], unseen_idf: float) -> Features:
     """Features from term → idf of each block, in column order."""
-    starts = (0, len(words))
-    blocks = [
-        Block(extract, {term: (start + at, idf) for at, (term, idf) in enumerate(table.items())}, unseen_idf)
-        for extract, table, start in zip((word_terms, character_terms), (words, characters), starts, strict=True)
-    ]
-    return Features(*blocks)
+    return Features(
+        {term: at for at, term in enumerate(words)},
+        {term: at for at, term in enumerate(characters, len(words))},
+        np.array([*words.values(), *characters.values(), unseen_idf]),
+    )
 
 
 def fit_features(texts: Sequence[str], keep_rare: Sequence[bool]) -> Features:

@@ -21,14 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ClassifierInvalid
-from .features import Floats, Indices, Sparse
+from .features import Floats, Indices, Scalars, Sparse
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
-Scalars = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
 INVERSE_REGULARISATION = 30.0  # C; chosen on CLINC150 val and the suite's router_dev among 0.1 … 100

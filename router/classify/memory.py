@@ -18,8 +18,7 @@ from adapters.rows import sha256_json
 from .abstain import Flags
 from .encoding import Encoder, EncoderRef
 from .entries import Entry, IsSeen, choose_entries, entries_of
-from .features import Floats, Indices
-from .head import Scalars
+from .features import Floats, Indices, Scalars
 from .terms import TermIndex, Terms, build_index, terms_of
 from .vectors import VectorIndex, build_vector_index
 

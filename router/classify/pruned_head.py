@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .features import Floats, Indices, Sparse
-from .head import Scalars
+from .features import Floats, Indices, Scalars, Sparse
 
 Columns = npt.NDArray[np.int32]
 SHARED = (

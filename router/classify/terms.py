@@ -24,8 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .features import Floats, Indices, clip
-from .head import Scalars
+from .features import Floats, Indices, Scalars, clip
 
 SIZES = (3, 4)
 SHARES = (0.35, 0.65)  # of the words and of the characters; chosen on CLINC150 train and val

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .features import Floats
-from .head import Scalars
+from .features import Floats, Scalars
 
 FLOOR_ROWS = 500
 

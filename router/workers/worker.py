@@ -17,9 +17,9 @@ from adapters.errors import BranchlineError
 from ..admin_api.surface import Admin
 from ..app import Parts, create_app
 from ..auth import Gatekeeper
-from ..collector import settle
 from ..backends.vllm.followed import FollowedEngines
 from ..backends.vllm.told import ToldEngines
+from ..collector import settle
 from ..decision_log import DecisionLog
 from ..dispatch import MAX_UNRELEASED, Dispatcher
 from ..errors import EngineUnavailable
