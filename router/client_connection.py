@@ -17,6 +17,9 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from .client_side import CLIENT, WhileThere
+from .gathered_writes import GatheredWrites
+
 MAX_CONNECTIONS = 16_384  # of a process
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers
 MAX_HEADERS = 128
@@ -80,7 +83,7 @@ class ClientConnection(HttpToolsProtocol):
                 )
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        super().connection_made(GatheredWrites(transport))  # type: ignore[arg-type]  # all that uvicorn asks of one
         if len(self.connections) > MAX_CONNECTIONS:
             self._refuse(_Refused(HTTPStatus.SERVICE_UNAVAILABLE, "too_many_connections", "too many connections"))
 
@@ -90,6 +93,7 @@ class ClientConnection(HttpToolsProtocol):
             if not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
+                cycle.scope[CLIENT].went()  # type: ignore[literal-required]  # a key of our own
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -135,6 +139,7 @@ class ClientConnection(HttpToolsProtocol):
         self._head_fields = len(names)
         self._body_came = True
         self._await("body")
+        self.scope[CLIENT] = WhileThere()  # type: ignore[literal-required]  # a key of our own
         super().on_headers_complete()
         self._cycles.append(self.cycle)
         if 0 < len(self.pipeline) < MAX_WAITING:  # uvicorn reads no more, and so would not see the client go

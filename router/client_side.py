@@ -9,6 +9,8 @@ from starlette.types import Receive, Scope
 
 from .errors import BodyTooLarge, InvalidRequest
 
+CLIENT = "branchline.client"  # in the ASGI scope: the request's `WhileThere`
+
 
 class ClientGone(InvalidRequest):
     """The client closed the connection before it was answered."""
@@ -44,14 +46,19 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 class WhileThere:
     """A block that is cancelled, and left with `ClientGone`, when the client goes away: that is what stops an engine.
 
-    Enter it after the body was read, in the task that serves the request, and leave it before the answer is complete.
+    One for each request; whoever serves the connection calls `went`. Enter it after the body was read, in the task
+    that serves the request, and leave it before the answer is complete.
     """
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self) -> None:
         self._task: asyncio.Task[object] | None = None
-        self._watching: asyncio.Task[None] | None = None
         self._gone = False
+
+    def went(self) -> None:
+        """The client closed the connection."""
+        self._gone = True
+        if self._task is not None:
+            self._task.cancel()
 
     def require(self) -> None:
         """Raise `ClientGone` where the client went, also where the cancellation was swallowed."""
@@ -59,24 +66,21 @@ class WhileThere:
             raise ClientGone
 
     def __enter__(self) -> WhileThere:
+        self.require()
         self._task = asyncio.current_task()
-        self._watching = asyncio.get_running_loop().create_task(self._watch())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            self._watching = None  # else what it raises would hold its frame, this object, and so itself
-        if self._gone and self._task is not None:
-            cancelled_by_others = self._task.uncancel() > 0
+        task, self._task = self._task, None
+        if self._gone and task is not None:
+            cancelled_by_others = task.uncancel() > 0
             if isinstance(error, asyncio.CancelledError) and not cancelled_by_others:
                 raise ClientGone from None
 
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            continue
-        self._gone = True
-        if self._task is not None:
-            self._task.cancel()
+
+def client_of(scope: Scope) -> WhileThere:
+    """Of a request; one that never goes, where the server does not tell."""
+    client: WhileThere | None = scope.get(CLIENT)
+    return client or WhileThere()

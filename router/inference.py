@@ -1,4 +1,4 @@
-"""The inference endpoints, served as plain ASGI: one read, one parse, one answer, and no task but one that watches.
+"""The inference endpoints, served as plain ASGI: one read, one parse, one answer, no task of their own.
 
 FastAPI serves all other paths; its routing, its dependencies and its responses would cost more than the request.
 """
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters.errors import BranchlineError
 
-from .client_side import ClientGone, WhileThere, read_body
+from .client_side import ClientGone, WhileThere, client_of, read_body
 from .dispatch import Answer, Dispatcher, close
 from .errors import MethodNotAllowed, error_object
 from .limits import BYTES_PER_TOKEN, Limits
@@ -68,14 +68,14 @@ class Inference:
             request = parse_request(raw, endpoint)
             admission.prompt_estimate = 0 if endpoint == "tokenize" else len(raw) // BYTES_PER_TOKEN
             if request.stream:
-                await self._stream(request, state, receive, send)
+                await self._stream(request, state, client_of(scope), send)
             else:
-                await self._whole(request, state, receive, send)
+                await self._whole(request, state, client_of(scope), send)
         finally:
             admission.ended()
 
-    async def _whole(self, request: ClientRequest, state: State, receive: Receive, send: Send) -> None:
-        with WhileThere(receive) as client:
+    async def _whole(self, request: ClientRequest, state: State, client: WhileThere, send: Send) -> None:
+        with client:
             answer = await self._answer(request, state)
             try:
                 client.require()
@@ -86,11 +86,11 @@ class Inference:
         await send({"type": "http.response.start", "status": 200, "headers": [length, *_headers(answer)]})
         await send({"type": "http.response.body", "body": content})
 
-    async def _stream(self, request: ClientRequest, state: State, receive: Receive, send: Send) -> None:
+    async def _stream(self, request: ClientRequest, state: State, client: WhileThere, send: Send) -> None:
         """A stream cut short ends with an OpenAI error event that carries the request id."""
         begun = False
         try:
-            with WhileThere(receive) as client:
+            with client:
                 answer = await self._answer(request, state)
                 try:
                     client.require()

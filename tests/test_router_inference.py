@@ -100,10 +100,17 @@ def test_no_task_is_left_of_requests_that_were_answered_refused_or_abandoned(
         with closing(socket.create_connection(("127.0.0.1", served.port), timeout=DEADLINE)) as connection:
             connection.sendall(request(chat(stream=stream)))
             served.until(lambda: served.engine.running == 1, "a running call")
-            assert len(watchers(served)) == 1
+            assert len(serving(served)) == 1
         served.until(lambda: served.engine.running == 0, "an engine that stopped")
         served.obey()
-    served.until(lambda: not watchers(served), "nobody watched")
+    served.until(lambda: not serving(served), "no task")
+
+
+def serving(served: Served) -> list[str]:
+    """The tasks of the gateway that serve a request."""
+    found: list[str] = []
+    served.call(lambda: found.extend(repr(task) for task in asyncio.all_tasks() if "run_asgi" in repr(task)))
+    return found
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -138,15 +145,6 @@ def test_requests_leave_nothing_to_the_garbage_collector(served: Served, stream:
         finally:
             gc.enable()
     assert left < 50
-
-
-def watchers(served: Served) -> list[str]:
-    """The tasks of the gateway that watch a client."""
-    found: list[str] = []
-    served.call(
-        lambda: found.extend(repr(task) for task in asyncio.all_tasks() if WhileThere.__name__ in repr(task.get_coro()))
-    )
-    return found
 
 
 # -- the client's side -----------------------------------------------------------------------------------------------
@@ -204,11 +202,11 @@ def test_a_body_of_another_type_is_refused_unread_and_one_whose_client_goes_is_g
 
 def test_a_client_that_goes_cancels_what_waits_for_it() -> None:
     async def scenario() -> None:
-        client = Client()
+        client = WhileThere()
 
         async def wait() -> None:
-            with WhileThere(client.receive):
-                client.gone.set()
+            with client:
+                client.went()
                 await asyncio.Event().wait()
 
         with pytest.raises(ClientGone):
@@ -221,20 +219,35 @@ def test_a_client_that_goes_cancels_what_waits_for_it() -> None:
     run(scenario)
 
 
+def test_a_client_that_went_before_is_not_waited_for_and_one_that_goes_afterwards_cancels_nothing() -> None:
+    async def scenario() -> None:
+        gone = WhileThere()
+        gone.went()
+        with pytest.raises(ClientGone), gone:
+            pytest.fail("there is nobody to answer")
+        answered = WhileThere()
+        with answered:
+            await asyncio.sleep(0)
+        answered.went()
+        await asyncio.sleep(0)
+
+    run(scenario)
+
+
 def test_a_cancellation_by_others_stays_one() -> None:
     async def scenario() -> None:
         for goes in (False, True):
-            client, begun = Client(), asyncio.Event()
+            client, begun = WhileThere(), asyncio.Event()
 
-            async def wait(client: Client = client, begun: asyncio.Event = begun) -> None:
-                with WhileThere(client.receive):
+            async def wait(client: WhileThere = client, begun: asyncio.Event = begun) -> None:
+                with client:
                     begun.set()
                     await asyncio.Event().wait()
 
             waiting = asyncio.create_task(wait())
             await begun.wait()
             if goes:
-                client.gone.set()
+                client.went()
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
@@ -244,15 +257,15 @@ def test_a_cancellation_by_others_stays_one() -> None:
 
 def test_who_swallows_the_cancellation_is_told_when_it_asks() -> None:
     async def scenario() -> None:
-        client = Client()
+        client = WhileThere()
 
         async def swallow() -> None:
-            with WhileThere(client.receive) as there:
-                there.require()
-                client.gone.set()
+            with client:
+                client.require()
+                client.went()
                 with suppress(asyncio.CancelledError):
                     await asyncio.Event().wait()
-                there.require()
+                client.require()
 
         with pytest.raises(ClientGone):
             await swallow()
