@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cached_property
 from typing import Any, Literal, cast
 
+import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from .decision_log import DecisionLog
@@ -90,9 +90,9 @@ class Tail:
         """The last usage object; `{}` where there is none."""
         last = _USAGE.match(self._kept, max(0, self._kept.rfind(b'"usage"')))
         if last is not None:
-            return cast(dict[str, Any], json.loads(last[1]))
+            return cast(dict[str, Any], orjson.loads(last[1]))
         found = _USAGE.findall(self._kept) or _USAGE.findall(self._earlier_usage)  # of the last event it may be null
-        return cast(dict[str, Any], json.loads(found[-1])) if found else {}
+        return cast(dict[str, Any], orjson.loads(found[-1])) if found else {}
 
 
 def _number(tokens: str | float) -> int:

@@ -8,7 +8,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from router import client_connection
 from router.cli import listen
 from router.client_connection import MAX_HEAD_BYTES, MAX_HEADERS, Patience
+from router.gathered_writes import GatheredWrites
 from router.server import GatewayServer
 from tests.gateway_parts import DEADLINE
 
@@ -269,6 +270,52 @@ HOSTILE = st.lists(
     | st.binary(max_size=8),
     max_size=40,
 ).map(b"".join)
+
+
+class Wire(asyncio.Transport):
+    """Notes what reaches it, one entry for each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.came: list[str] = []
+
+    def writelines(self, pieces: Iterable[bytes | bytearray | memoryview]) -> None:
+        self.came.append(b"".join(pieces).decode())
+
+    def close(self) -> None:
+        self.came.append("closed")
+
+    def abort(self) -> None:
+        self.came.append("aborted")
+
+
+def test_what_is_written_in_one_turn_is_sent_in_one_call_and_before_the_end() -> None:
+    async def scenario() -> list[str]:
+        wire = Wire()
+        gathered = GatheredWrites(wire)
+        gathered.write(b"head ")
+        gathered.write(b"body")
+        await asyncio.sleep(0)
+        gathered.write(b"next")
+        await asyncio.sleep(0)
+        gathered.write(b"last")
+        gathered.close()
+        await asyncio.sleep(0)
+        return wire.came
+
+    assert asyncio.run(scenario()) == ["head body", "next", "last", "closed"]
+
+
+def test_what_is_written_before_an_abort_is_not_sent() -> None:
+    async def scenario() -> list[str]:
+        wire = Wire()
+        gathered = GatheredWrites(wire)
+        gathered.write(b"never")
+        gathered.abort()
+        await asyncio.sleep(0)
+        return wire.came
+
+    assert asyncio.run(scenario()) == ["aborted"]
 
 
 @settings(max_examples=300, deadline=None)
