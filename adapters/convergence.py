@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .journal import Journal
 from .types import GatewayRow
 
 HEARTBEAT_SECONDS = 1.0
 ALIVE_SECONDS = 5.0
+SILENT_SECONDS = 3600.0  # after that a gateway that was killed, and could not take its row away, is not named any more
 _POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Convergence:
-    """Which gateways follow a change. `problems` maps a gateway that does not to the reason."""
+    """Which gateways follow a change. `problems` maps a gateway that does not to the reason, `silent` one that said
+    nothing for a while to the seconds: it is gone, or cut off from the registry and serves what was in force there.
+    """
 
     in_force: tuple[str, ...]
     problems: dict[str, str]
     waited_ms: float
+    silent: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         total = len(self.in_force) + len(self.problems)
-        if not total:
-            return "no gateway is running; it takes effect when one starts"
         text = f"in force on {len(self.in_force)} of {total} gateways after {self.waited_ms:.0f} ms"
-        return "; ".join([text, *(f"{gateway}: {problem}" for gateway, problem in sorted(self.problems.items()))])
+        if not total:
+            text = "no gateway is running; it takes effect when one starts"
+        silent = (
+            f"{gateway}: silent for {seconds:.0f} s; if it is only cut off, it serves as before"
+            for gateway, seconds in sorted(self.silent.items())
+        )
+        return "; ".join([text, *(f"{name}: {problem}" for name, problem in sorted(self.problems.items())), *silent])
 
 
 def wait_in_force(
@@ -36,7 +44,7 @@ def wait_in_force(
     """Poll the heartbeats until all gateways alive have applied event `serial`, or the time is over.
 
     `started` is `time.monotonic()` from where the wait is counted. A gateway counts as alive for
-    `ALIVE_SECONDS` after its last heartbeat.
+    `ALIVE_SECONDS` after its last heartbeat, and is named as silent for `SILENT_SECONDS`.
     """
     return _wait(journal, lambda row: _problem(row, route, serial), started, timeout_seconds)
 
@@ -58,12 +66,14 @@ def _wait(
 ) -> Convergence:
     deadline = time.monotonic() + timeout_seconds
     while True:
-        alive = [row for row in journal.gateways() if row.last_seen > time.time() - ALIVE_SECONDS]
+        ages = [(row, time.time() - row.last_seen) for row in journal.gateways()]
+        alive = [row for row, age in ages if age < ALIVE_SECONDS]
         problems = {row.gateway_id: problem for row in alive if (problem := find_problem(row))}
         if not problems or time.monotonic() > deadline:
             waited_ms = (time.monotonic() - started) * 1000
             done = tuple(row.gateway_id for row in alive if row.gateway_id not in problems)
-            return Convergence(done, problems, waited_ms)
+            silent = {row.gateway_id: age for row, age in ages if ALIVE_SECONDS <= age < SILENT_SECONDS}
+            return Convergence(done, problems, waited_ms, silent)
         time.sleep(_POLL_SECONDS)
 
 

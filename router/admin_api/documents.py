@@ -79,5 +79,10 @@ def gateway_document(row: GatewayRow, wanted: Mapping[str, str | None]) -> Docum
 
 
 def convergence_document(found: Convergence) -> Document:
-    """Which gateways follow, and why the others do not."""
-    return {"gateways": list(found.in_force), "problems": found.problems, "waited_ms": round(found.waited_ms, 1)}
+    """Which gateways follow, why the others do not, and which were not heard of for how many seconds."""
+    return {
+        "gateways": list(found.in_force),
+        "problems": found.problems,
+        "silent": {gateway: round(seconds, 1) for gateway, seconds in found.silent.items()},
+        "waited_ms": round(found.waited_ms, 1),
+    }
