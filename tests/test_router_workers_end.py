@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from adapters.home import Home
@@ -74,6 +75,17 @@ def test_workers_whose_parent_was_killed_end_by_themselves(gateway: GatewayProce
     gateway.process.wait()
     wait_until(lambda: not any(map(is_running, workers)), "no worker")
     assert not lets_in(gateway)
+
+
+def test_while_the_parent_hangs_its_workers_say_that_they_are_not_ready(gateway: GatewayProcess) -> None:
+    url = f"http://127.0.0.1:{port_of(gateway)}"
+    assert httpx.get(f"{url}/ready", timeout=DEADLINE).status_code == 200
+    with stopped(gateway.process.pid):
+        assert httpx.get(f"{url}/health", timeout=DEADLINE).status_code == 200
+        assert httpx.get(f"{url}/ready", timeout=DEADLINE).json()["ready"] is False
+        metrics = httpx.get(f"{url}/metrics", timeout=DEADLINE)
+        assert (metrics.status_code, metrics.json()["error"]["code"]) == (503, "engine_unavailable")
+    assert httpx.get(f"{url}/ready", timeout=DEADLINE).status_code == 200
 
 
 @pytest.mark.parametrize(

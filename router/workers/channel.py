@@ -20,6 +20,7 @@ from .trip import error_document, error_from
 Document = dict[str, Any]
 Hear = Callable[[str, Document], None]
 Answer = Callable[[str, Document], Awaitable[Document]]
+ANSWER_SECONDS = 5.0  # in which the other side answers a question that it need not wait for anything to answer
 log = logging.getLogger("branchline.workers")
 
 
@@ -55,16 +56,21 @@ class Channel:
         """Send a notice. One to a side that has ended is lost."""
         self._send({"what": what, "body": body})
 
-    async def ask(self, what: str, body: Document) -> Document:
-        """What the other side answers. Raises what it raised, and `EngineUnavailable` where it ends before that."""
+    async def ask(self, what: str, body: Document, *, seconds: float | None = None) -> Document:
+        """What the other side answers. Raises what it raised, and `EngineUnavailable` where it ends before that, or
+        does not answer within `seconds`.
+        """
         if not self.is_open:
             raise _gone()
         number = next(self._numbers)
         answer = self._asked[number] = asyncio.get_running_loop().create_future()
         self._send({"what": what, "body": body, "ask": number})
         try:
-            told: Document = await answer
+            async with asyncio.timeout(seconds):
+                told: Document = await answer
             return told
+        except TimeoutError:
+            raise EngineUnavailable("the gateway's parent process does not answer") from None
         finally:
             del self._asked[number]
 

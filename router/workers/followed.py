@@ -17,7 +17,7 @@ from ..policy import Snapshot
 from ..principal import KeyRing
 from ..settings import Settings
 from ..types import Call, EngineStatus, Reply
-from .channel import Channel, Document
+from .channel import ANSWER_SECONDS, Channel, Document
 from .messages import Facts, JudgedWith, Told
 from .shapes import shape
 
@@ -75,14 +75,15 @@ class Followed:
 
     async def ensure_resident(self, route: str, number: int, *, timeout_seconds: float) -> None:
         body = {"route": route, "number": number, "timeout_seconds": timeout_seconds}
-        await self._channel.ask("ensure_resident", body)
+        await self._channel.ask("ensure_resident", body, seconds=timeout_seconds + ANSWER_SECONDS)
 
     async def until_warm(self, route: str, *, timeout_seconds: float) -> None:
-        await self._channel.ask("until_warm", {"route": route, "timeout_seconds": timeout_seconds})
+        body = {"route": route, "timeout_seconds": timeout_seconds}
+        await self._channel.ask("until_warm", body, seconds=timeout_seconds + ANSWER_SECONDS)
 
     async def look(self) -> None:
         """Have the facts as they are now. Raises `EngineUnavailable` where the parent is gone."""
-        self.learn(await self._channel.ask("facts", {}))
+        self.learn(await self._channel.ask("facts", {}, seconds=ANSWER_SECONDS))
 
     def learn(self, facts: Document) -> None:
         self._facts = shape(Facts).validate_python(facts)
