@@ -9,10 +9,11 @@ from sqlalchemy import Connection, insert, select
 from . import schema
 from .classifier_evidence import ClassifierEvidence
 from .errors import Conflict, NotFound, Refused
-from .journal import Journal, read_classifier
+from .journal import Journal
 from .records import classifier_from_row
 from .store import Store
 from .types import ClassifierState, ClassifierVersion, Event, Json
+from .view import read_classifier
 
 
 def publish_classifier(

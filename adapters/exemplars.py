@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select
 
 from . import schema
-from .journal import Journal, View
+from .journal import Journal
 from .rows import sha256_json
 from .types import Event, EventKind
+from .view import View
 
 BASE_LABEL = "base"
 EVENTS: frozenset[EventKind] = frozenset({"examples_changed", "route_forgotten", "corrected", "correction_removed"})

@@ -11,7 +11,7 @@ import getpass
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Self
@@ -23,7 +23,6 @@ from . import schema
 from .database import connect
 from .errors import BadInput, NotFound, RegistryUnavailable
 from .fold import apply_to_classifier, apply_to_route, route_from_json, route_to_json
-from .keys import ApiKey
 from .notices import CHANNEL
 from .records import (
     classifier_from_row,
@@ -31,12 +30,10 @@ from .records import (
     event_row,
     gateway_document,
     gateway_from_row,
-    key_from_row,
     version_from_row,
 )
 from .rows import is_unicode
 from .types import (
-    KEY_EVENTS,
     AdapterVersion,
     ClassifierState,
     ClassifierVersion,
@@ -46,6 +43,7 @@ from .types import (
     RouteName,
     RouteState,
 )
+from .view import View, read_classifier, read_view
 
 Payload = Mapping[str, object]
 Beside = Callable[[Connection, Event], None]
@@ -58,22 +56,6 @@ class Change:
 
     event: Event
     state: RouteState
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What changed after a serial, read in one moment: the routes and the keys that have newer events, whole.
-
-    `last_serials` maps each route to its newest event's serial; `live_classifier` is a digest. Revoked keys are there.
-    """
-
-    serial: int
-    events: tuple[Event, ...]
-    routes: tuple[RouteState, ...]
-    last_serials: Mapping[str, int]
-    versions: tuple[AdapterVersion, ...]
-    live_classifier: str | None
-    keys: tuple[ApiKey, ...] = ()
 
 
 def utc_now() -> str:
@@ -226,13 +208,13 @@ class Journal:
     def view(self, *, after: int = 0) -> View:
         """Everything that a gateway at serial `after` has to learn."""
         with self.reading() as connection:
-            return _view(connection, _serial(connection), after)
+            return read_view(connection, _serial(connection), after)
 
     def newer_view(self, *, after: int) -> View | None:
         """As `view`, `None` where nothing changed."""
         with self.reading() as connection:
             serial = _serial(connection)
-            return None if serial == after else _view(connection, serial, after)
+            return None if serial == after else read_view(connection, serial, after)
 
     def routes(self) -> list[RouteState]:
         with self.reading() as connection:
@@ -321,37 +303,6 @@ def _require_text(why: str, payload: Payload) -> None:
 
 def _serial(connection: Connection) -> int:
     return int(connection.execute(select(schema.registry.c.serial)).scalar_one())
-
-
-def _name(state: RouteState) -> str:
-    return state.name  # sorted here: databases sort text differently
-
-
-def _view(connection: Connection, serial: int, after: int) -> View:
-    newer = schema.events.c.serial > after
-    rows = connection.execute(select(schema.events).where(newer).order_by(schema.events.c.serial))
-    events = tuple(event_from_row(row) for row in rows)
-    last: dict[str, int] = {event.route: event.serial for event in events if event.route is not None}
-    states = select(schema.routes.c.state).where(schema.routes.c.name.in_(sorted(last)))
-    routes = tuple(sorted((route_from_json(state) for state in connection.execute(states).scalars()), key=_name))
-    chosen = select(schema.versions).where(schema.versions.c.route.in_(sorted(last)))
-    versions = tuple(version_from_row(row) for row in connection.execute(chosen))
-    number = read_classifier(connection).live
-    digest = select(schema.classifiers.c.digest).where(schema.classifiers.c.number == number)
-    classifier = connection.execute(digest).scalar()
-    return View(serial, events, routes, last, versions, classifier, _keys_of(connection, events))
-
-
-def _keys_of(connection: Connection, events: Sequence[Event]) -> tuple[ApiKey, ...]:
-    """The keys that `events` are about."""
-    ids = {str(event.payload["id"]) for event in events if event.kind in KEY_EVENTS}
-    rows = connection.execute(select(schema.keys).where(schema.keys.c.id.in_(sorted(ids)))) if ids else ()
-    return tuple(key_from_row(row) for row in rows)
-
-
-def read_classifier(connection: Connection) -> ClassifierState:
-    state = connection.execute(select(schema.classifier.c.state)).scalar_one()
-    return ClassifierState(latest=state["latest"], stack=tuple(state["stack"]))
 
 
 def require_route(connection: Connection, name: str) -> RouteState:

@@ -9,10 +9,10 @@ from sqlalchemy import Connection, Table, select
 
 from . import schema
 from .fold import fold_classifier, fold_keys, fold_routes, route_to_json
-from .journal import read_classifier
 from .records import event_from_row, key_from_row
 from .rows import sha256_json, text_digest
 from .types import ClassifierState, Event, RouteName, RouteState
+from .view import read_classifier
 
 MAX_PROBLEMS = 20
 

@@ -14,10 +14,11 @@ from dataclasses import replace
 from functools import partial
 
 from adapters.exemplars import exemplars_of
-from adapters.journal import Journal, View
+from adapters.journal import Journal
 from adapters.probes import probes_of
 from adapters.store import Store
 from adapters.types import AdapterVersion, Event, GatewayRow, RouteState
+from adapters.view import View
 
 from .backends.base import Backend
 from .background import Background

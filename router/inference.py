@@ -71,6 +71,9 @@ class Inference:
                 await self._stream(request, state, client_of(scope), send)
             else:
                 await self._whole(request, state, client_of(scope), send)
+        except ClientGone:
+            admission.ended(admission.prompt_estimate)  # an engine may have read it; later than that, it is counted
+            raise
         finally:
             admission.ended()
 

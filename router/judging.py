@@ -14,7 +14,7 @@ from functools import partial
 from typing import Protocol
 
 from adapters.exemplars import exemplars_changed
-from adapters.journal import View
+from adapters.view import View
 
 from .background import Background
 from .classify.encoder.batching import BatchedEncoder

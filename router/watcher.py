@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 from adapters.convergence import HEARTBEAT_SECONDS
 from adapters.errors import BranchlineError, RegistryUnavailable
-from adapters.journal import Journal, View
+from adapters.journal import Journal
 from adapters.notices import Notices, notices_of
 from adapters.server_sockets import ServerSockets
 from adapters.types import GatewayRow
+from adapters.view import View
 
 RETRY_SECONDS = 0.5
 SILENT_SECONDS = 3.0  # a database that neither answers nor refuses keeps the thread waiting; it is stale all the same

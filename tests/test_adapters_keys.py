@@ -116,6 +116,18 @@ def test_a_gateway_learns_the_keys_that_changed_and_no_others(anywhere: Registry
     assert anywhere.view(after=serial).keys == (revoked.key,)
 
 
+def test_more_names_than_a_query_takes_are_all_in_the_view(anywhere: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        create_key(anywhere, f"key-{number}", "inference")
+        anywhere.create_route(f"route-{number}")
+    whole = anywhere.view()
+    assert (len(whole.keys), len(whole.routes)) == (5, 5 + len(ROUTES))
+    monkeypatch.setattr("adapters.view.MOST_NAMES", 2)
+    found = anywhere.view()
+    assert sorted(found.keys, key=lambda key: key.id) == sorted(whole.keys, key=lambda key: key.id)
+    assert replace(found, keys=()) == replace(whole, keys=())
+
+
 @pytest.mark.parametrize(
     "name", ["", "App", "1app", "a b", "a/b", "a\n", "é", "x" * 64, "owner", "anonymous", "other", "abcdefabcdef"]
 )

@@ -66,6 +66,11 @@ class Door:
         with httpx.Client(base_url=self.served.url, timeout=DEADLINE, headers=headers, verify=TLS) as client:
             yield client
 
+    def tokens(self, key: NewKey) -> int:
+        """What was counted of the key so far."""
+        uses = self.served.limits.uses
+        return sum(one.tokens_counted for one in uses if one.name == key.key.name)
+
     def raw(self, key: NewKey, document: Body, *, length: int | None = None) -> socket.socket:
         """A connection on which a chat request was sent, its declared length `length`."""
         content = json.dumps(document).encode()
@@ -319,6 +324,8 @@ def test_a_client_that_leaves_gives_its_place_back(door: Door, when: str, stream
             door.served.until(lambda: engine.opening + engine.running == 1, "a request at the engine")
         door.served.until(lambda: door.running(key) == 1, "a request that was let in")
     door.served.until(lambda: door.running(key) == 0, "its place")
+    engine_read_it = when != "while it sends"
+    assert (door.tokens(key) > 0) is engine_read_it
 
 
 @pytest.mark.parametrize(("stream", "break_at"), [(False, 0), (True, 0), (True, 2)])

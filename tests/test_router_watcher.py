@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from adapters.journal import View
 from adapters.registry import Registry
 from adapters.types import GatewayRow
+from adapters.view import View
 from router import watcher
 from router.watcher import Watcher
 from tests.fleet import DEADLINE, until

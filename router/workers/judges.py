@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from adapters.exemplars import Exemplars, exemplars_changed
-from adapters.journal import View
+from adapters.view import View
 
 from ..background import Background
 from ..classify.judge import Judge
