@@ -13,26 +13,26 @@ from starlette.exceptions import HTTPException
 
 from adapters.errors import BranchlineError
 
-from .admin import engine_routes, is_operator, require_operator
 from .admin_api.openapi import admin_section
 from .admin_api.port import AdminPort
 from .admin_api.surface import Admin, admin_routes
 from .auth import Gatekeeper
 from .backends.base import Serving
-from .client_side import read_body
 from .dispatch import Dispatcher
 from .errors import MethodNotAllowed, PreconditionFailed, RateLimited, error_object, wire_for
-from .feedback import MAX_BODY_BYTES, Feedback, parse_proposal
-from .inference import Inference
-from .key_metrics import KeyMetrics
-from .limits import Limits
-from .listing import model_list
-from .openapi import PATH as OPENAPI
-from .openapi import openapi_document
-from .openapi_gateway import GATEWAY
-from .openapi_inference import INFERENCE
-from .porch import Porch
-from .standing import Standing
+from .following.standing import Standing
+from .http.admin import engine_routes, is_operator, require_operator
+from .http.client_side import read_body
+from .http.feedback import MAX_BODY_BYTES, Feedback, parse_proposal
+from .http.inference import Inference
+from .http.listing import model_list
+from .http.openapi import PATH as OPENAPI
+from .http.openapi import openapi_document
+from .http.openapi_gateway import GATEWAY
+from .http.openapi_inference import INFERENCE
+from .http.porch import Porch
+from .keys.key_metrics import KeyMetrics
+from .keys.limits import Limits
 from .telemetry import Telemetry
 
 

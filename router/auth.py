@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from .errors import ConfigInvalid, Forbidden, Unauthorized
-from .principal import ANONYMOUS, OWNER, PASSER_BY, KeyRing, Principal, no_keys
+from .keys.principal import ANONYMOUS, OWNER, PASSER_BY, KeyRing, Principal, no_keys
 
 MIN_KEY_CHARACTERS = 16
 

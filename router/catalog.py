@@ -24,15 +24,15 @@ from .backends.base import Backend
 from .background import Background
 from .classify.classifier import Classifier
 from .classify.judge import Judge
-from .judge_building import FindEncoder, JudgeBuilder, LoadClassifier, no_encoder
-from .judging import JudgeKeeper, Judging
+from .following.judge_building import FindEncoder, JudgeBuilder, LoadClassifier, no_encoder
+from .following.judging import JudgeKeeper, Judging
+from .following.residency import OnLoad, Residency, tell_nobody
+from .following.tracked import TrackedRoute
+from .following.warming import Warming
+from .following.watcher import Watcher
+from .keys.principal import KeyRing
 from .policy import Snapshot
-from .principal import KeyRing
-from .residency import OnLoad, Residency, tell_nobody
-from .tracked import TrackedRoute
 from .types import EngineStatus
-from .warming import Warming
-from .watcher import Watcher
 
 Tell = Callable[[Snapshot, Sequence[str], Callable[[], None]], None]
 KeepJudge = Callable[[Background, Callable[[], None]], JudgeKeeper]

@@ -28,16 +28,16 @@ from .backends.base import Backend
 from .catalog import Catalog
 from .classify.encoder.layout import read_layout
 from .classify.encoding import Precision
+from .commands.encoder_flags import encoder_option, precision_option
+from .commands.engine_flags import engine_flags
 from .decision_log import DAYS, DecisionLog, keep_swept
 from .dispatch import Dispatcher
-from .encoder_flags import encoder_option, precision_option
-from .engine_flags import engine_flags
 from .errors import ConfigInvalid
-from .feedback import Feedback
+from .following.opening import open_classifier, open_own_encoder
+from .http.feedback import Feedback
+from .http.server import GatewayServer, Listening
+from .keys.principal import KeyRing
 from .lifecycle import addresses_of, announce, gateway_id, stop_on_signals
-from .opening import open_classifier, open_own_encoder
-from .principal import KeyRing
-from .server import GatewayServer, Listening
 from .settings import MAX_WORKERS, Settings, read_settings
 from .telemetry import Telemetry
 

@@ -11,10 +11,10 @@ from functools import partial
 
 from .backends.base import Serving
 from .errors import AdapterUnavailable, EngineFailed, EngineOverloaded
-from .limits import Admission
+from .following.standing import Standing
+from .keys.limits import Admission
+from .keys.principal import ANONYMOUS, Principal
 from .policy import AUTO, NotScored, Snapshot, decide
-from .principal import ANONYMOUS, Principal
-from .standing import Standing
 from .telemetry import Outcome, Tail, Telemetry
 from .types import Call, Decision, Judged, Reply
 from .wire import ClientRequest

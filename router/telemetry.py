@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from .decision_log import DecisionLog
 from .engine_metrics import EngineMetrics
-from .residency import LoadOutcome
-from .standing import Standing
+from .following.residency import LoadOutcome
+from .following.standing import Standing
 from .types import Decision
 
 TAIL_BYTES = 4096

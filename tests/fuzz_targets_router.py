@@ -17,7 +17,7 @@ from router.classify.encoder.layout import read_layout
 from router.classify.fit import fit_classifier
 from router.classify.loader import load_classifier
 from router.errors import ClassifierInvalid, EncoderUnavailable, Forbidden, InvalidRequest, RouterError, error_object
-from router.feedback import parse_proposal
+from router.http.feedback import parse_proposal
 from router.sampling import Sampling
 from router.telemetry import Tail, Telemetry
 from router.types import Decision, Endpoint

@@ -35,11 +35,11 @@ from router.cli import listen
 from router.decision_log import DecisionLog
 from router.dispatch import Dispatcher
 from router.errors import AdapterUnavailable, EngineFailed, NotApplied
-from router.feedback import Feedback
-from router.judge_building import FindEncoder, LoadClassifier, no_encoder
-from router.limits import Limits
+from router.following.judge_building import FindEncoder, LoadClassifier, no_encoder
+from router.http.feedback import Feedback
+from router.http.server import GatewayServer
+from router.keys.limits import Limits
 from router.policy import NotScored, decide
-from router.server import GatewayServer
 from router.telemetry import Telemetry
 from router.types import Call, Decision, Endpoint, Reply
 from router.wire import ClientRequest

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from adapters.keys import ROLES, ApiKey, KeyLimits, Role, new_key_id, new_secret, secret_digest
 from router.auth import MIN_KEY_CHARACTERS, Gatekeeper, is_loopback
 from router.errors import ConfigInvalid, Forbidden, Unauthorized
-from router.principal import ANONYMOUS, OWNER, KeyRing, Principal
+from router.keys.principal import ANONYMOUS, OWNER, KeyRing, Principal
 
 KEY = "k-0123456789abcdef"
 KEY_ID = new_key_id()

@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import adapters.database
-import router.judging
-import router.residency
-import router.warming
-import router.watcher
+import router.following.judging
+import router.following.residency
+import router.following.warming
+import router.following.watcher
 from adapters.classifiers import promote_classifier, rollback_classifier
 from adapters.cli_route import route as route_command
 from adapters.errors import Refused
@@ -62,10 +62,10 @@ def home(homes: Homes) -> Home:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens after seconds in production happens at once here; tests wait for it, never for a time."""
-    monkeypatch.setattr(router.judging, "RETRY_SECONDS", 0.02)
-    monkeypatch.setattr(router.warming, "RETRY_SECONDS", 0.02)
-    monkeypatch.setattr(router.residency, "UNLOAD_DELAY_SECONDS", 0.02)
-    monkeypatch.setattr(router.watcher, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(router.following.judging, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(router.following.warming, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(router.following.residency, "UNLOAD_DELAY_SECONDS", 0.02)
+    monkeypatch.setattr(router.following.watcher, "RETRY_SECONDS", 0.02)
 
 
 def row(gateway: Gateway) -> GatewayRow:
@@ -411,7 +411,7 @@ def test_a_version_is_unloaded_once_it_is_neither_live_nor_the_one_before(home: 
 def test_unloading_waits_for_requests_that_began_before(
     home: Home, stock: Stock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router.residency, "UNLOAD_DELAY_SECONDS", 3600.0)
+    monkeypatch.setattr(router.following.residency, "UNLOAD_DELAY_SECONDS", 3600.0)
 
     async def scenario() -> None:
         async with running(home, stock.base, live=[("sql", 1), ("sql", 2)]) as gateway:
@@ -451,7 +451,7 @@ def test_requests_for_one_cold_version_share_one_load(home: Home, stock: Stock) 
 def test_of_cold_versions_asked_for_by_number_only_a_few_come_in_at_a_time_also_where_clients_leave(
     home: Home, stock: Stock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router.residency, "PINS_AT_ONCE", 1)
+    monkeypatch.setattr(router.following.residency, "PINS_AT_ONCE", 1)
 
     async def scenario() -> None:
         live = [("sql", number) for number in (1, 2, 3, 4)]
@@ -480,7 +480,7 @@ def test_of_cold_versions_asked_for_by_number_only_a_few_come_in_at_a_time_also_
 def test_of_versions_asked_for_by_number_only_the_latest_few_stay(
     home: Home, stock: Stock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router.residency, "MAX_PINNED_EXTRAS", 1)
+    monkeypatch.setattr(router.following.residency, "MAX_PINNED_EXTRAS", 1)
 
     async def scenario() -> None:
         live = [("sql", 1), ("sql", 2), ("sql", 3), ("sql", 4)]

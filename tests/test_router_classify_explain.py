@@ -28,8 +28,8 @@ from router.classify.fit import fit_classifier
 from router.classify.judge import Judge
 from router.classify.loader import load_classifier
 from router.classify.memory import Memory
-from router.judge_building import JudgeBuilder, no_encoder
-from router.judging import Judging
+from router.following.judge_building import JudgeBuilder, no_encoder
+from router.following.judging import Judging
 from tests.classifier_rows import TALK, Meanings, base_rows, routes_rows
 
 Run = Callable[..., Result]

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
-from router import client_connection
 from router.cli import listen
-from router.client_connection import MAX_HEAD_BYTES, MAX_HEADERS, Patience
-from router.gathered_writes import GatheredWrites
-from router.server import GatewayServer
+from router.http import client_connection
+from router.http.client_connection import MAX_HEAD_BYTES, MAX_HEADERS, Patience
+from router.http.gathered_writes import GatheredWrites
+from router.http.server import GatewayServer
 from tests.gateway_parts import DEADLINE
 
 POST = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\n"

@@ -20,7 +20,7 @@ from adapters.errors import BranchlineError, RegistryUnavailable
 from adapters.home import Home
 from adapters.registry import Registry
 from adapters.types import GatewayRow, InForce
-from router.doctor import Finding, _vllm, doctor, examine
+from router.commands.doctor import Finding, _vllm, doctor, examine
 from router.settings import ENGINE_KEY, ENGINE_PYTHON
 from tests.gateway_parts import Stock, classifier_versions, make_stock
 from tests.postgres_server import PostgresServer

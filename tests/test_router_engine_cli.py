@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from adapters.errors import BranchlineError, NotFound
 from router.auth import Gatekeeper
-from router.engine_cli import engine
+from router.commands.engine_cli import engine
 from router.types import EngineStatus
 from tests.gateway_parts import ScriptedEngine, Served, Stock, make_stock
 

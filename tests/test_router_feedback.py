@@ -32,12 +32,12 @@ from adapters.feedback import Choice, Waiting, queue_feedback, reject_feedback, 
 from adapters.home import Home
 from adapters.registry import Registry
 from adapters.rows import LabelledText
-from router import feedback as module
 from router.auth import Gatekeeper
 from router.classifier_cli.fit import registry_rows
 from router.decision_log import DecisionLog
 from router.errors import ConfigInvalid, InvalidRequest
-from router.feedback import MAX_BODY_BYTES, MAX_TEXT_CHARACTERS, parse_proposal
+from router.http import feedback as module
+from router.http.feedback import MAX_BODY_BYTES, MAX_TEXT_CHARACTERS, parse_proposal
 from router.settings import read_settings
 from tests.gateway_parts import DEADLINE, Served, Stock, make_stock
 from tests.gateway_process import serving

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from router.auth import Gatekeeper
-from router.client_side import ClientGone, WhileThere, read_body
 from router.errors import BodyTooLarge, InvalidRequest
-from router.inference import ENDPOINTS
+from router.http.client_side import ClientGone, WhileThere, read_body
+from router.http.inference import ENDPOINTS
 from tests.gateway_parts import DEADLINE, Served, make_stock
 
 CHAT = "/v1/chat/completions"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import router.judging
+import router.following.judging
 from adapters.classifiers import promote_classifier, publish_classifier
 from adapters.corrections import correct
 from adapters.decisions import day_files
@@ -33,8 +33,8 @@ from router.classify.memory import Memory
 from router.daemon_thread import WORK
 from router.decision_log import DecisionLog
 from router.errors import EncoderUnavailable
-from router.judge_building import BATCH_TEXTS, no_encoder
-from router.judging import MAX_BUILDS
+from router.following.judge_building import BATCH_TEXTS, no_encoder
+from router.following.judging import MAX_BUILDS
 from router.types import Decision
 from tests.classifier_rows import Meanings, routes_rows
 from tests.gateway_parts import DEADLINE, Gateway, Stock, classifier_versions, client_request, make_stock, running
@@ -56,7 +56,7 @@ def home(stock: Stock, tmp_path: Path) -> Home:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router.judging, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(router.following.judging, "RETRY_SECONDS", 0.02)
 
 
 def with_gateway(home: Home, stock: Stock, scenario: Scenario, **options: Any) -> None:
@@ -380,7 +380,7 @@ def test_what_is_forgotten_leaves_the_memory_in_force_while_a_build_runs_and_doe
             assert set(gateway.catalog.judge.memory.terms) == {text_digest(TABLE)}
             assert gateway.catalog.snapshot.exemplars_digest != exemplars_of(gateway.registry).digest
             assert gateway.catalog.warming == ["the exemplars"]
-            monkeypatch.setattr(router.judging, "Judge", noted)
+            monkeypatch.setattr(router.following.judging, "Judge", noted)
         finally:
             encoder.held.set()
         await caught_up(gateway)

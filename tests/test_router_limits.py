@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from adapters.keys import KeyLimits
 from router.errors import RateLimited
-from router.key_metrics import MAX_KEY_LABELS, KeyMetrics
-from router.limits import Limits, Meter, duration
-from router.principal import ANONYMOUS, Principal
+from router.keys.key_metrics import MAX_KEY_LABELS, KeyMetrics
+from router.keys.limits import Limits, Meter, duration
+from router.keys.principal import ANONYMOUS, Principal
 
 MS = 0.001
 STEPS = st.lists(st.floats(0, 90) | st.just(0.0), max_size=20)

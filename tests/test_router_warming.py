@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import router.warming
+import router.following.warming
 from adapters.examples import add_examples
 from adapters.home import Home
 from adapters.probes import NO_PROBES
@@ -49,7 +49,7 @@ def promote_all(home: Home, *refs: str, disable: tuple[str, ...] = ()) -> None:
 def test_a_start_loads_live_versions_before_previous_ones_and_of_these_what_changed_last_first(
     home: Home, stock: Stock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router.warming, "BACKLOG_WORKERS", 1)
+    monkeypatch.setattr(router.following.warming, "BACKLOG_WORKERS", 1)
     promote_all(home, "sql@1", "sql@2", "regex@1", "a@1", "a@2", "b@1", disable=("b",))
 
     async def scenario() -> None:
@@ -134,7 +134,7 @@ def test_what_the_backlog_no_longer_needs_is_passed_over(home: Home, stock: Stoc
 def test_of_many_that_are_asked_for_only_a_few_come_in_at_a_time_and_a_change_passes_them(
     home: Home, stock: Stock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router.warming, "DEMANDS_AT_ONCE", 2)
+    monkeypatch.setattr(router.following.warming, "DEMANDS_AT_ONCE", 2)
     promote_all(home, "regex@1", "a@1", "b@1", "c@1")
 
     async def scenario() -> None:
@@ -188,7 +188,7 @@ def test_the_old_version_that_answers_for_one_not_applied_comes_back_too(home: H
 def test_a_problem_goes_away_where_the_engine_finds_the_version_again_by_itself(
     home: Home, stock: Stock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router.warming, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(router.following.warming, "RETRY_SECONDS", 0.02)
 
     async def scenario() -> None:
         async with running(home, stock.base, live=[("sql", 1)]) as gateway:
@@ -206,8 +206,8 @@ def test_a_problem_goes_away_where_the_engine_finds_the_version_again_by_itself(
 def test_what_cannot_be_brought_in_is_tried_ever_more_rarely_until_the_route_changes(
     home: Home, stock: Stock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router.warming, "RETRY_SECONDS", 0.001)
-    monkeypatch.setattr(router.warming, "LONGEST_RETRY_SECONDS", 0.004)
+    monkeypatch.setattr(router.following.warming, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(router.following.warming, "LONGEST_RETRY_SECONDS", 0.004)
     pauses: list[float] = []
     later = Background.later
 
@@ -272,7 +272,7 @@ def test_where_the_registry_does_not_answer_a_version_comes_back_without_its_exa
 
 def test_where_no_engine_is_up_no_files_are_read(home: Home, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr(router.warming, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(router.following.warming, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(Store, "verify_version", lambda _store, version: read.append(str(version.ref)))
 
     async def scenario() -> None:

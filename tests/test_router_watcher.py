@@ -16,8 +16,8 @@ from sqlalchemy.pool import NullPool
 from adapters.registry import Registry
 from adapters.types import GatewayRow
 from adapters.view import View
-from router import watcher
-from router.watcher import Watcher
+from router.following import watcher
+from router.following.watcher import Watcher
 from tests.fleet import DEADLINE, until
 from tests.postgres_server import PostgresServer
 

@@ -20,7 +20,7 @@ from router.backends.echo import EchoBackend
 from router.backends.vllm.told import ToldEngines
 from router.cli import listen
 from router.errors import WorkersFailed
-from router.principal import KeyRing
+from router.keys.principal import KeyRing
 from router.settings import read_settings
 from router.workers.agreement import Agreement
 from router.workers.crew import MAX_STILLBORN, Crew

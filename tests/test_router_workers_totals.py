@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from adapters.keys import KeyLimits
 from router.errors import RateLimited
-from router.limits import Admission, Limits
-from router.principal import ANONYMOUS, Principal
+from router.keys.limits import Admission, Limits
+from router.keys.principal import ANONYMOUS, Principal
 from router.workers.shared_limits import SharedLimits, Table, new_table
 from router.workers.totals import Family, add_up, counters, families, render
 
@@ -24,7 +24,7 @@ GREEDY = """
 import sys
 from adapters.keys import KeyLimits
 from router.errors import RateLimited
-from router.principal import Principal
+from router.keys.principal import Principal
 from router.workers.shared_limits import SharedLimits, Table
 
 limits = SharedLimits(Table(int(sys.argv[1]), int(sys.argv[2])), clock=lambda: 1.0)

@@ -25,10 +25,10 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from router.auth import Gatekeeper
-from router.inference import ENDPOINTS
-from router.openapi import openapi_document
-from router.openapi_gateway import GATEWAY
-from router.openapi_inference import INFERENCE
+from router.http.inference import ENDPOINTS
+from router.http.openapi import openapi_document
+from router.http.openapi_gateway import GATEWAY
+from router.http.openapi_inference import INFERENCE
 from tests.gateway_parts import Served, make_stock
 
 KEY = "k-0123456789abcdef"

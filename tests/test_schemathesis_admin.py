@@ -19,10 +19,10 @@ from router.admin_api.openapi import admin_section
 from router.admin_api.operation import Operation
 from router.admin_api.table import OPERATIONS, path_of
 from router.auth import Gatekeeper
-from router.inference import ENDPOINTS
-from router.openapi import openapi_document
-from router.openapi_gateway import GATEWAY
-from router.openapi_inference import INFERENCE
+from router.http.inference import ENDPOINTS
+from router.http.openapi import openapi_document
+from router.http.openapi_gateway import GATEWAY
+from router.http.openapi_inference import INFERENCE
 from tests.admin_client import OWN_KEY, Person, person
 from tests.gateway_parts import Served, make_stock
 from tests.test_schemathesis import CHECKS, generated, require_openai_error

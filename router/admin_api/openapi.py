@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from ..openapi import FAILURES, REQUEST_ID, Document, Section, json_answer, json_body, operation
+from ..http.openapi import FAILURES, REQUEST_ID, Document, Section, json_answer, json_body, operation
 from .operation import Operation
 from .reading import FORCE_HEADER
 from .table import OPERATIONS, path_of

@@ -16,9 +16,9 @@ from adapters.exemplars import BASE_LABEL
 from adapters.rows import is_unicode
 from adapters.types import parse_route_name
 
-from ..client_side import read_body
 from ..errors import Forbidden, InvalidRequest, PreconditionFailed, Unauthorized
-from ..principal import ANONYMOUS, Principal
+from ..http.client_side import read_body
+from ..keys.principal import ANONYMOUS, Principal
 from ..wire import parse_object
 from .operation import Operation
 

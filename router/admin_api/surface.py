@@ -27,8 +27,8 @@ from adapters.repeats import Request as Repeat
 from adapters.store import Store
 
 from ..errors import AdapterUnavailable, AdminOverloaded, StillRunning
-from ..limits import Limits
-from ..principal import Principal
+from ..keys.limits import Limits
+from ..keys.principal import Principal
 from ..settings import Settings
 from . import reading
 from .bodies import Waits

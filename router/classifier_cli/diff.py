@@ -16,7 +16,7 @@ from adapters.output import json_option, note, print_json, print_table, shortene
 from adapters.rows import Asked, read_asked
 
 from ..classify.differences import Agreement, Differences, Judged, Move, find_differences
-from ..encoder_flags import encoder_option
+from ..commands.encoder_flags import encoder_option
 from .choice import choose_classifier, is_folder
 from .evaluate import user_turns
 

@@ -16,7 +16,7 @@ from adapters.home import Home, home_options
 from adapters.output import json_option, note, print_json, print_table
 from adapters.rows import Message, canonical_json, prompt_digest, read_labelled, read_prompts
 
-from ..encoder_flags import encoder_option
+from ..commands.encoder_flags import encoder_option
 from .choice import choose_classifier, classifier_option
 from .evidence import Filed, file_evidence
 

@@ -14,7 +14,7 @@ from adapters.exemplars import Exemplars, exemplars_of
 from adapters.home import Home, home_options
 from adapters.output import json_option, print_json, print_table, shortened
 
-from ..encoder_flags import DEFAULT_PRECISION, encoder_option
+from ..commands.encoder_flags import DEFAULT_PRECISION, encoder_option
 from .choice import LIVE, Chosen, choose_classifier, classifier_option, is_folder
 
 if TYPE_CHECKING:

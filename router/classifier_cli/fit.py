@@ -18,7 +18,7 @@ from adapters.rows import LabelledText, read_labelled, read_texts
 from ..classify.artifact import save_classifier
 from ..classify.classifier import BASE
 from ..classify.encoding import Precision
-from ..encoder_flags import encoder_option, precision_option
+from ..commands.encoder_flags import encoder_option, precision_option
 from .collisions import check_fit
 from .fitting import Chosen, fit_rows
 from .publishing import print_promotion, promote_fitted, publish_fitted

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..backends.vllm.told import ToldEngines
+from ..keys.principal import KeyRing
 from ..policy import Snapshot
-from ..principal import KeyRing
 from .channel import Document
 from .messages import Hello, JudgedWith, Told
 from .process import Worker

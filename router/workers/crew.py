@@ -12,7 +12,7 @@ from ..backends.base import Serving
 from ..backends.vllm.told import WorkOfEngines
 from ..background import Background
 from ..errors import EngineUnavailable, WorkersFailed
-from ..server import GRACE_SECONDS
+from ..http.server import GRACE_SECONDS
 from .agreement import Agreement
 from .channel import Document
 from .process import COMMAND, LAST_SECONDS, Worker

@@ -10,11 +10,11 @@ from adapters.exemplars import Exemplar, Exemplars
 
 from ..background import Background
 from ..classify.judge import Judge
-from ..judge_building import JudgeBuilder
-from ..judging import Judging
-from ..opening import open_classifier, open_own_encoder
+from ..following.judge_building import JudgeBuilder
+from ..following.judging import Judging
+from ..following.opening import open_classifier, open_own_encoder
+from ..keys.principal import KeyRing
 from ..policy import Snapshot
-from ..principal import KeyRing
 from ..settings import Settings
 from ..types import Call, EngineStatus, Reply
 from .channel import ANSWER_SECONDS, Channel, Document

@@ -29,8 +29,8 @@ from ..backends.vllm.backend import VllmBackend
 from ..backends.vllm.told import ToldEngines, WorkOfEngines
 from ..catalog import Catalog
 from ..decision_log import DecisionLog, keep_swept
+from ..following.opening import open_classifier
 from ..lifecycle import WARM_SECONDS, addresses_of, announce, gateway_id, stop_on_signals
-from ..opening import open_classifier
 from ..settings import Settings
 from ..telemetry import Telemetry
 from .agreement import Agreement

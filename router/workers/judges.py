@@ -13,7 +13,7 @@ from ..background import Background
 from ..classify.judge import Judge
 from ..classify.memory import Memory
 from ..daemon_thread import in_daemon_thread
-from ..judge_building import ReadExemplars, reason_of
+from ..following.judge_building import ReadExemplars, reason_of
 from .agreement import Agreement
 
 RETRY_SECONDS = 1.0

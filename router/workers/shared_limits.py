@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from adapters.keys import KeyLimits
 
-from ..limits import Admission, Limits, Use
-from ..principal import Principal
+from ..keys.limits import Admission, Limits, Use
+from ..keys.principal import Principal
 from ..settings import MAX_WORKERS
 
 SLOTS = 1 << 16  # more keys than that share slots, and with them their limits

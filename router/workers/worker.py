@@ -23,8 +23,8 @@ from ..collector import settle
 from ..decision_log import DecisionLog
 from ..dispatch import MAX_UNRELEASED, Dispatcher
 from ..errors import EngineUnavailable
-from ..feedback import Feedback
-from ..server import GatewayServer, Listening
+from ..http.feedback import Feedback
+from ..http.server import GatewayServer, Listening
 from ..settings import Settings
 from ..telemetry import Telemetry
 from .calls import CallClient

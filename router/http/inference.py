@@ -16,12 +16,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters.errors import BranchlineError
 
+from ..dispatch import Answer, Dispatcher, close
+from ..errors import MethodNotAllowed, error_object
+from ..keys.limits import BYTES_PER_TOKEN, Limits
+from ..types import Endpoint
+from ..wire import ClientRequest, parse_request
 from .client_side import ClientGone, WhileThere, client_of, read_body
-from .dispatch import Answer, Dispatcher, close
-from .errors import MethodNotAllowed, error_object
-from .limits import BYTES_PER_TOKEN, Limits
-from .types import Endpoint
-from .wire import ClientRequest, parse_request
 
 ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/chat/completions": "chat/completions",

@@ -22,9 +22,9 @@ from adapters.feedback import queue_feedback
 from adapters.journal import Journal
 from adapters.types import parse_route_name
 
-from .errors import FeedbackOverloaded, Forbidden, InvalidRequest
-from .principal import ANONYMOUS, Principal
-from .wire import parse_object
+from ..errors import FeedbackOverloaded, Forbidden, InvalidRequest
+from ..keys.principal import ANONYMOUS, Principal
+from ..wire import parse_object
 
 MAX_BODY_BYTES = 256 * 1024
 MAX_TEXT_CHARACTERS = 32_768  # as much as the decision log keeps

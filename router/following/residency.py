@@ -14,9 +14,9 @@ from adapters.probes import NO_PROBES, Probes
 from adapters.store import Store
 from adapters.types import AdapterVersion
 
-from .backends.base import Backend
-from .background import Background
-from .errors import AdapterUnavailable, NotApplied
+from ..backends.base import Backend
+from ..background import Background
+from ..errors import AdapterUnavailable, NotApplied
 
 UNLOAD_DELAY_SECONDS = 5.0
 MAX_PINNED_EXTRAS = 16

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from adapters.policy import MAX_COLD_WAIT_MS
 from adapters.types import AdapterVersion, Event, InForce, RouteState
 
-from .policy import RouteInForce, ServableVersion
+from ..policy import RouteInForce, ServableVersion
 
 
 @dataclass(slots=True, eq=False)

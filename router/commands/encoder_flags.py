@@ -7,8 +7,8 @@ from typing import get_args
 
 import click
 
-from .classify.encoder.opening import SOURCE_VARIABLE
-from .classify.encoding import Precision
+from ..classify.encoder.opening import SOURCE_VARIABLE
+from ..classify.encoding import Precision
 
 DEFAULT_PRECISION: Precision = "int8"
 

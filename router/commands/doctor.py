@@ -32,9 +32,9 @@ from adapters.schema import metadata
 from adapters.store import Store
 from adapters.types import AdapterVersion
 
-from .classify.loader import load_classifier
-from .errors import ConfigInvalid
-from .settings import API_KEY, ENGINE_KEY, ENGINE_PYTHON
+from ..classify.loader import load_classifier
+from ..errors import ConfigInvalid
+from ..settings import API_KEY, ENGINE_KEY, ENGINE_PYTHON
 
 Level = Literal["ok", "note", "problem"]
 
@@ -121,7 +121,7 @@ def _engines() -> Iterator[Finding]:
 
 
 def _vllm() -> Iterator[Finding]:
-    from .backends.vllm.preflight import TESTED_VERSION, check_python
+    from ..backends.vllm.preflight import TESTED_VERSION, check_python
 
     python = os.environ.get(ENGINE_PYTHON) or sys.executable
     try:
@@ -134,7 +134,7 @@ def _vllm() -> Iterator[Finding]:
 
 def _engine(url: str, base: str | None) -> Iterator[Finding]:
     """What a running vLLM can do, found out by asking it."""
-    from .backends.vllm.capabilities import examine_engine, findings
+    from ..backends.vllm.capabilities import examine_engine, findings
 
     base_id = None if base is None else find_base(base).id
     for what, level, found in findings(examine_engine(url, os.environ.get(ENGINE_KEY) or None, base_id=base_id)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .policy import AUTO, Snapshot
+from ..policy import AUTO, Snapshot
 
 
 def model_list(snapshot: Snapshot, permitted: frozenset[str] | None = None) -> dict[str, object]:

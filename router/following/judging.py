@@ -16,12 +16,12 @@ from typing import Protocol
 from adapters.exemplars import exemplars_changed
 from adapters.view import View
 
-from .background import Background
-from .classify.encoder.batching import BatchedEncoder
-from .classify.encoding import Encoder
-from .classify.judge import Judge
-from .classify.memory import Memory
-from .daemon_thread import in_daemon_thread
+from ..background import Background
+from ..classify.encoder.batching import BatchedEncoder
+from ..classify.encoding import Encoder
+from ..classify.judge import Judge
+from ..classify.memory import Memory
+from ..daemon_thread import in_daemon_thread
 from .judge_building import BuildStopped, JudgeBuilder, Parts, reason_of
 
 RETRY_SECONDS = 10.0

@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.errors import BranchlineError
 
-from .auth import Gatekeeper
-from .limits import Admission
+from ..auth import Gatekeeper
+from ..keys.limits import Admission
 
 PUBLIC_PATHS = frozenset({"/health", "/ready"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from .background import Background
-from .errors import AdapterUnavailable
+from ..background import Background
+from ..errors import AdapterUnavailable
 from .residency import Residency
 from .tracked import TrackedRoute
 

@@ -15,7 +15,7 @@ import click
 from adapters.errors import BranchlineError
 from adapters.output import json_option, print_json, print_table
 
-from .settings import API_KEY
+from ..settings import API_KEY
 
 ENGINES = "/admin/v1/engines"
 SECONDS = 10.0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import click
 
-from .backends import BACKENDS
+from ..backends import BACKENDS
 
 # A flag's name and the field of `EngineSettings` it sets; `--store` is the home's, so the engine's has a longer name.
 FIELDS = {

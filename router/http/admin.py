@@ -7,9 +7,9 @@ from dataclasses import asdict
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
-from .backends.base import Serving
-from .errors import Forbidden
-from .principal import ANONYMOUS, Principal
+from ..backends.base import Serving
+from ..errors import Forbidden
+from ..keys.principal import ANONYMOUS, Principal
 
 
 def is_operator(principal: Principal) -> bool:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from adapters.keys import KeyLimits
 
-from .errors import RateLimited
+from ..errors import RateLimited
 from .principal import Principal
 
 BYTES_PER_TOKEN = 4  # of a request's body, where the engine does not say how many tokens its prompt had

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from starlette.types import Receive, Scope
 
-from .errors import BodyTooLarge, InvalidRequest
+from ..errors import BodyTooLarge, InvalidRequest
 
 CLIENT = "branchline.client"  # in the ASGI scope: the request's `WhileThere`
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from .classify.judge import Judge
-from .policy import Snapshot
-from .types import EngineStatus
+from ..classify.judge import Judge
+from ..policy import Snapshot
+from ..types import EngineStatus
 
 
 class Standing(Protocol):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .classify.classifier import Classifier
-from .classify.encoder.opening import encoder_cache, find_encoder, open_encoder
-from .classify.encoding import Encoder, EncoderRef
-from .classify.loader import load_classifier
-from .settings import Settings
+from ..classify.classifier import Classifier
+from ..classify.encoder.opening import encoder_cache, find_encoder, open_encoder
+from ..classify.encoding import Encoder, EncoderRef
+from ..classify.loader import load_classifier
+from ..settings import Settings
 
 
 def open_classifier(folder: Path, digest: str) -> Classifier:

@@ -6,6 +6,7 @@ from typing import get_args
 
 from adapters.decisions import REQUEST_ID as REQUEST_ID_PATTERN
 
+from ..types import EngineState
 from .feedback import MAX_TEXT_CHARACTERS
 from .openapi import (
     FAILURES,
@@ -21,7 +22,6 @@ from .openapi import (
     record,
     schema_ref,
 )
-from .types import EngineState
 
 _TEXT: Document = {"type": "string"}
 _COUNT: Document = {"type": "integer", "minimum": 0}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..wire import REFUSED_FIELDS
 from .openapi import FAILURES, REQUEST_ID, Document, Section, json_body, operation, or_null, record, schema_ref
-from .wire import REFUSED_FIELDS
 
 _TEXT: Document = {"type": "string"}
 _COUNT: Document = {"type": "integer", "minimum": 0}

@@ -18,12 +18,12 @@ from adapters.exemplars import Exemplars
 from adapters.rows import text_digest
 from adapters.store import Store
 
-from .classify.classifier import Classifier
-from .classify.encoding import Encoder, EncoderRef
-from .classify.entries import IsSeen
-from .classify.features import Floats
-from .classify.memory import Memory
-from .errors import EncoderUnavailable
+from ..classify.classifier import Classifier
+from ..classify.encoding import Encoder, EncoderRef
+from ..classify.entries import IsSeen
+from ..classify.features import Floats
+from ..classify.memory import Memory
+from ..errors import EncoderUnavailable
 
 BATCH_TEXTS = 64
 log = logging.getLogger("branchline.judging")

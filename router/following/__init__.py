@@ -1,0 +1,1 @@
+"""Moves what is in force towards what the registry wants: versions into the engine, classifier and exemplars."""
