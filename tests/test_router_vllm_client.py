@@ -81,7 +81,7 @@ def test_the_body_goes_out_with_the_engine_name_and_nothing_else_of_the_client()
             assert seen.headers["authorization"] == "Bearer k"
             assert seen.headers["accept-encoding"] == "identity"
             request_id, _, suffix = seen.headers["x-request-id"].partition(".")
-            assert (request_id, len(suffix)) == ("r-1", 8)
+            assert (request_id, len(suffix)) == ("r-1", 9)
         assert len({seen.headers["x-request-id"] for seen in engine.seen}) == 4
 
     check(scenario)

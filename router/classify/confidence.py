@@ -40,7 +40,7 @@ class Confidence:
 
 def known_share(sparse: Sparse) -> float:
     """k"""
-    return min(1.0, max(LEAST_KNOWN, float(np.linalg.norm(sparse.values)) / math.sqrt(2)))
+    return min(1.0, max(LEAST_KNOWN, math.sqrt(sparse.values @ sparse.values / 2)))
 
 
 def fit_confidence(logits: Scalars, known: Scalars, targets: Labels) -> Confidence:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import secrets
@@ -85,6 +86,7 @@ class EngineClient:
         self._connections = Connections(connect_seconds=connect_seconds)
         self._reached: tuple[str, str | None] = ("", None)
         self._origin = Origin("", 0, tls=False)
+        self._own, self._tries = secrets.token_hex(4), itertools.count()  # clients may give one id to two requests
         self._heads: dict[str, bytes] = {}  # for the address as it is now
 
     async def begin(self, call: Call) -> Begun:
@@ -131,7 +133,7 @@ class EngineClient:
 
     async def _post(self, path: str, body: bytes, request_id: str) -> Incoming:
         """An answer whose status is there."""
-        own = f"x-request-id: {request_id}.{secrets.token_hex(4)}\r\ncontent-length: {len(body)}\r\n\r\n"
+        own = f"x-request-id: {request_id}.{self._own}{next(self._tries):x}\r\ncontent-length: {len(body)}\r\n\r\n"
         return await self._exchange(self._head("POST", path) + own.encode("ascii"), body)
 
     async def _exchange(self, head: bytes, body: bytes) -> Incoming:

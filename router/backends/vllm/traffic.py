@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 from ...errors import EngineFailed
@@ -64,20 +64,17 @@ class Traffic:
         self.hear()
         return answer
 
-    @asynccontextmanager
-    async def working(self, engine_name: str) -> AsyncIterator[None]:
-        """Something that waits for this engine on behalf of `engine_name`; `end` gives it up."""
-        scope = asyncio.timeout(None)
+    def working(self, engine_name: str) -> Waiting:
+        """Something that waits for this engine on behalf of `engine_name`; `end` gives it up, with `EngineBroke`."""
+        return Waiting(self, engine_name)
+
+    def began(self, engine_name: str, scope: asyncio.Timeout) -> None:
         self._begin(engine_name)
         self._opening.add(scope)
-        try:
-            async with scope:
-                yield
-        except TimeoutError:
-            raise EngineBroke("the engine went down before it answered") from None
-        finally:
-            self._opening.discard(scope)
-            self._end(engine_name)
+
+    def ended(self, engine_name: str, scope: asyncio.Timeout) -> None:
+        self._opening.discard(scope)
+        self._end(engine_name)
 
     def end(self, *, streams: bool) -> None:
         """Give up what has not begun, with `EngineUnavailable`; with `streams` also what has, with `EngineFailed`."""
@@ -108,3 +105,28 @@ class Traffic:
         self.busy[engine_name] -= 1
         if not self.busy[engine_name]:
             del self.busy[engine_name]
+
+
+class Waiting:
+    """What `Traffic.working` gives: an asynchronous context manager, written out because each request enters one."""
+
+    __slots__ = ("_engine_name", "_scope", "_traffic")
+
+    def __init__(self, traffic: Traffic, engine_name: str) -> None:
+        self._traffic = traffic
+        self._engine_name = engine_name
+        self._scope = asyncio.timeout(None)
+
+    async def __aenter__(self) -> None:
+        self._traffic.began(self._engine_name, self._scope)
+        await self._scope.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._scope.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise EngineBroke("the engine went down before it answered") from None
+        finally:
+            self._traffic.ended(self._engine_name, self._scope)
