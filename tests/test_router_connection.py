@@ -20,12 +20,13 @@ from starlette.types import Receive, Scope, Send
 from router.cli import listen
 from router.http import client_connection
 from router.http.client_connection import MAX_HEAD_BYTES, MAX_HEADERS, Patience
-from router.http.gathered_writes import GatheredWrites
+from router.http.gathered_writes import AT_ONCE, GatheredWrites
 from router.http.server import GatewayServer
 from tests.gateway_parts import DEADLINE
 
 POST = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\n"
 GET = b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\n"
+LARGE = 16_000_000  # bytes: more than a kernel takes for a client that reads slowly
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 AMBIGUOUS = {
@@ -131,6 +132,8 @@ class Listening:
         if scope["path"] == "/endless":
             for _ in range(1000):  # 64 MB: more than any kernel keeps for a client that does not read
                 await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
+        if scope["path"] == "/large":
+            await send({"type": "http.response.body", "body": bytes(LARGE), "more_body": True})
         if scope["path"] == "/late":
             await send({"type": "http.response.body", "body": b"begun", "more_body": True})
             await asyncio.sleep(1.2)  # longer than the patience of who asks for it, and two looks of the server
@@ -254,6 +257,18 @@ def test_an_answer_that_nobody_reads_is_given_up() -> None:
         assert server.connections == 0
 
 
+def test_a_client_that_reads_slowly_gets_all_of_an_answer() -> None:
+    with Listening(Patience(unread=1.0)) as server, server.connect() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        client.sendall(GET.replace(b"/v1/x", b"/large") + b"Connection: close\r\n\r\n")
+        came, begun = 0, time.monotonic()
+        while piece := client.recv(LARGE // 8):
+            came += len(piece)
+            time.sleep(4.0 * len(piece) / LARGE)
+        assert time.monotonic() - begun > 3.0  # longer than the patience with one that reads nothing
+        assert came > LARGE
+
+
 def test_one_connection_too_many_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_connection, "MAX_CONNECTIONS", 1)
     with Listening() as server, server.connect() as first:
@@ -304,6 +319,19 @@ def test_what_is_written_in_one_turn_is_sent_in_one_call_and_before_the_end() ->
         return wire.came
 
     assert asyncio.run(scenario()) == ["head body", "next", "last", "closed"]
+
+
+def test_a_large_piece_is_sent_at_once_so_that_its_writer_feels_who_does_not_read() -> None:
+    async def scenario() -> list[int]:
+        wire = Wire()
+        gathered = GatheredWrites(wire)
+        gathered.write(b"head ")
+        gathered.write(b"a" * AT_ONCE)
+        at_once = len(wire.came)
+        await asyncio.sleep(0)
+        return [at_once, len(wire.came), *map(len, wire.came)]
+
+    assert asyncio.run(scenario()) == [1, 1, 5 + AT_ONCE]
 
 
 def test_what_is_written_before_an_abort_is_not_sent() -> None:

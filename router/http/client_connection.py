@@ -30,7 +30,8 @@ _ONCE = (b"host", b"authorization", b"content-type", b"transfer-encoding", b"x-r
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a connection may take, in seconds: for a request's head, for its body, and to take what was sent to it.
+    """How long a connection may take, in seconds: for a request's head, for its body, and until it takes some more of
+    what was sent to it.
 
     The head's time is also what a new connection has to say anything at all. uvicorn itself closes a connection
     that was silent after an answer, when `IDLE_SECONDS` of the server are over.
@@ -62,6 +63,7 @@ class ClientConnection(HttpToolsProtocol):
         self._awaited: str | None = "head"  # the part of a request that is being read
         self._since = time.monotonic()
         self._unread_since: float | None = None
+        self._unread_bytes = 0
         self._head_bytes = 0
         self._head_fields = 0
         self._body_came = False
@@ -72,7 +74,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def close_if_late(self, now: float, patience: Patience) -> None:
         """`now` is `time.monotonic()`. Refuses a request that takes too long to come, ends one nobody takes up."""
-        if self._unread_since is not None and now - self._unread_since > patience.unread:
+        if self._unread_since is not None and self._is_unread(now, patience.unread):
             self.transport.abort()
         elif self._awaited is not None and now - self._since > getattr(patience, self._awaited):
             if self._awaited == "head" and not self._begun:
@@ -157,10 +159,18 @@ class ClientConnection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._unread_since = time.monotonic()
+        self._unread_bytes = self.transport.get_write_buffer_size()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._unread_since = None
+
+    def _is_unread(self, now: float, seconds: float) -> bool:
+        """Whether nothing more was taken for so long; a slow client that goes on reading gets all of a long answer."""
+        left = self.transport.get_write_buffer_size()
+        if left < self._unread_bytes:
+            self._unread_since, self._unread_bytes = now, left
+        return self._unread_since is not None and now - self._unread_since > seconds
 
     def _require_body(self, data: bytes) -> None:
         """Raise for what is no piece of the body: chunks need some of it, but hold nothing as large as a head."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 
+AT_ONCE = 64 * 1024  # bytes that are sent without waiting for more: else a writer would not feel that nobody reads
+
 
 class GatheredWrites:
     """The part of `asyncio.Transport` that uvicorn uses, around one of asyncio's."""
@@ -15,7 +17,9 @@ class GatheredWrites:
         self._loop = asyncio.get_running_loop()
         self._transport = transport
         self._pieces: list[bytes] = []
+        self._size = 0
         self.get_extra_info = transport.get_extra_info
+        self.get_write_buffer_size = transport.get_write_buffer_size
         self.is_closing = transport.is_closing
         self.pause_reading = transport.pause_reading
         self.resume_reading = transport.resume_reading
@@ -24,6 +28,9 @@ class GatheredWrites:
         if not self._pieces:
             self._loop.call_soon(self._send)
         self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size >= AT_ONCE:
+            self._send()
 
     def close(self) -> None:
         """What was written before is sent."""
@@ -36,5 +43,5 @@ class GatheredWrites:
 
     def _send(self) -> None:
         if self._pieces:
-            pieces, self._pieces = self._pieces, []
+            pieces, self._pieces, self._size = self._pieces, [], 0
             self._transport.writelines(pieces)
