@@ -38,7 +38,8 @@ EventKind = Literal[
 ]
 
 KEY_EVENTS: frozenset[EventKind] = frozenset({"key_created", "key_changed", "key_revoked"})
-RESERVED_NAMES = frozenset({"auto", "base", "oos"})
+AUTO = "auto"  # as a model: let the classifier choose
+RESERVED_NAMES = frozenset({AUTO, "base", "oos"})
 _ROUTE = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _REF = re.compile(r"(?P<route>[a-z][a-z0-9-]{0,62})(?:@(?P<number>[1-9][0-9]{0,8})(?:\.(?P<digest>[0-9a-f]{16}))?)?")
 

@@ -9,12 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from adapters.types import AUTO
+
 from .backends.base import Serving
 from .errors import AdapterUnavailable, EngineFailed, EngineOverloaded
 from .following.standing import Standing
 from .keys.limits import Admission
 from .keys.principal import ANONYMOUS, Principal
-from .policy import AUTO, NotScored, Snapshot, decide
+from .policy import NotScored, Snapshot, decide
 from .telemetry import Outcome, Tail, Telemetry
 from .types import Call, Decision, Judged, Reply
 from .wire import ClientRequest

@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 
 from adapters.errors import InvalidName
 from adapters.policy import OnDisabled
-from adapters.types import AdapterRef
+from adapters.types import AUTO, AdapterRef
 
 from .errors import Forbidden, ModelNotFound, RouteDisabled
 from .types import Decision, Judged, Reason
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from adapters.base import Base, find_base
 from adapters.convergence import wait_in_force
-from adapters.evidence import Evaluation, Evidence, Item, Metric, Score, parse_evidence
+from adapters.evidence import Evaluation, Evidence, Item, Metric, RoutedTo, Score, parse_evidence
 from adapters.home import Home
 from adapters.publish import attach_evidence, publish_folder
 from adapters.registry import Registry
@@ -82,10 +82,20 @@ class Stage:
             self.promote(name, number)
         return self.registry.version(name, len(claims))
 
-    def evidence(self, version: AdapterVersion, claim: int, metric: Metric = "contains") -> Evidence:
+    def evidence(
+        self, version: AdapterVersion, claim: int, metric: Metric = "contains", by_base: int | None = None
+    ) -> Evidence:
+        """`by_base`: all rows were routed to the base, which was right on so many of them; `None`: not routed."""
+
         def evaluation(file: Path, right: int) -> Evaluation:
+            routed_to: RoutedTo | None = None if by_base is None else "base"
             items = tuple(
-                Item(row.digest, Score(0.0, 1.0, 8), Score(float(index < right), 0.5, 8))
+                Item(
+                    row.digest,
+                    Score(float(index < (by_base or 0)), 1.0, 8),
+                    Score(float(index < right), 0.5, 8),
+                    routed_to,
+                )
                 for index, row in enumerate(read_examples(file))
             )
             return Evaluation(file.stem, sha256_file(file), metric, items)
@@ -173,6 +183,41 @@ def test_a_version_that_contradicts_its_evidence_is_rolled_back_and_the_history_
     assert done.stderr.startswith("branchline: monitor, look 1 of 24 at worse@2")
     (quiet,) = stage.watch("worse")
     assert (quiet["version"], quiet["severity"], quiet["look"]) == ("worse@1", None, 1)
+
+
+def test_a_guardrail_is_held_to_what_the_classifier_made_of_it_too(stage: Stage) -> None:
+    """Without a classifier `auto` is answered by the base, which repeats the question: right on all of the rows."""
+    version = stage.route("seen", [RIGHT])
+    attach_evidence(stage.registry, stage.store, version, stage.evidence(version, RIGHT, by_base=ITEMS))
+    (look,) = stage.watch("seen", "--routed", guardrail=True)
+    assert [one["name"] for one in look["sets"]] == ["rows", "general", "general (routed)"]
+    routed = look["sets"][2]
+    assert (routed["kind"], routed["live"], routed["drop"]["pairs"], routed["others"]) == ("guardrail", 1.0, ITEMS, {})
+    assert routed["level"] == set_level(Plan(), 1, 3)
+
+
+def test_what_users_get_may_have_become_worse_where_the_version_itself_did_not(stage: Stage) -> None:
+    version = stage.route("misrouted", [RIGHT])
+    attach_evidence(stage.registry, stage.store, version, stage.evidence(version, RIGHT, by_base=ITEMS))
+    hard = write_rows(stage.rows.parent / "hard.jsonl", RIGHT)
+    claims = replace(stage.evidence(version, RIGHT), guardrails=())
+    items = tuple(
+        Item(row.digest, Score(1.0, 1.0, 8), Score(float(index < RIGHT), 0.5, 8), "base")
+        for index, row in enumerate(read_examples(hard))
+    )
+    guardrail = Evaluation("hard", sha256_file(hard), "contains", items)
+    attach_evidence(stage.registry, stage.store, version, replace(claims, guardrails=(guardrail,)))
+    assert stage.watch("misrouted", "--guardrail", str(hard))[0]["severity"] is None
+    with pytest.raises(Degraded, match=r"guardrail hard \(routed\): contains 1.000 → 0.750"):
+        stage.watch("misrouted", "--guardrail", str(hard), "--routed")
+
+
+def test_routed_needs_guardrails_and_evidence_with_decisions(stage: Stage) -> None:
+    stage.route("undecided", [RIGHT])
+    with pytest.raises(NothingToCompare, match=r"general \(routed\) that says where the classifier sends them"):
+        stage.watch("undecided", "--routed", guardrail=True)
+    done = CliRunner().invoke(monitor, stage.words("undecided", "--routed"))
+    assert (done.exit_code, "at least one --guardrail" in done.stderr) == (2, True)
 
 
 def test_where_nothing_is_below_the_route_is_disabled(stage: Stage) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..policy import AUTO, Snapshot
+from adapters.types import AUTO
+
+from ..policy import Snapshot
 
 
 def model_list(snapshot: Snapshot, permitted: frozenset[str] | None = None) -> dict[str, object]:

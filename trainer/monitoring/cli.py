@@ -21,7 +21,7 @@ from adapters.rows import sha256_file, sha256_json
 from ..metrics import TextMetric
 from ..terminal import Terminal
 from .live import Gateway
-from .reference import FIRST, Questions, read_questions
+from .reference import FIRST, Questions, as_routed, read_questions
 from .run import Monitor, Settings
 from .sequential_test import Spending
 from .state import StateFile, Watch
@@ -52,6 +52,7 @@ def _address(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--url", required=True, callback=_address, help="The gateway, http://HOST:PORT.")
 @click.option("--target", type=PATH, required=True, help="Rows that the route is for.")
 @click.option("--guardrail", "guardrails", type=PATH, multiple=True, help="Rows that must not get worse; repeatable.")
+@click.option("--routed", is_flag=True, help="Ask guardrails a second time as `auto`: what users get.")
 @click.option(
     "--reference",
     metavar="ROUTE@N|FILE|first",
@@ -99,6 +100,10 @@ def monitor(home: Home, route: str, target: Path, guardrails: tuple[Path, ...], 
     route = registry.route(route).name
     sets = [read_questions(target, "target"), *(read_questions(one, "guardrail") for one in guardrails)]
     _require_distinct(sets)
+    if options["routed"]:
+        if not guardrails:
+            raise click.UsageError("--routed asks guardrails: give at least one --guardrail")
+        sets += [as_routed(one) for one in sets[1:]]
     terminal = Terminal()
 
     def emit(event: dict[str, object]) -> None:
@@ -193,7 +198,7 @@ def _state_file(home: Home, route: str, sets: Sequence[Questions], plan: Plan, o
         reference = sha256_file(Path(reference))
     described: dict[str, object] = {
         **asdict(plan),
-        "sets": [[one.kind, one.file_digest] for one in sets],
+        "sets": [[one.kind, one.key] for one in sets],
         "reference": reference or "live",
         "metric": options["metric"] if reference == FIRST else None,
         "max_tokens": options["max_tokens"],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from adapters.command import find_version, read_bytes
 from adapters.evidence import Evaluation, Evidence, parse_evidence
@@ -22,14 +23,23 @@ FIRST = "first"
 _FIRST_HINT = f"attach fresh evidence, or use --reference {FIRST}: the first check is then the reference"
 
 
+Asked = Literal["forced", "routed"]
+
+
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """One row file as questions, each prompt once."""
+    """One row file as questions, each prompt once: asked of the route itself, or of whatever `auto` makes of them."""
 
     name: str
     kind: Kind
     file_digest: str
     rows: tuple[Example, ...]
+    asked: Asked = "forced"
+
+    @property
+    def key(self) -> str:
+        """What tells one set of a monitor from another."""
+        return self.file_digest if self.asked == "forced" else f"{self.file_digest}:{self.asked}"
 
     @property
     def answers(self) -> dict[str, str]:
@@ -42,6 +52,11 @@ def read_questions(path: Path, kind: Kind) -> Questions:
     for row in read_examples(path):
         first.setdefault(row.digest, row)
     return Questions(path.stem, kind, sha256_file(path), tuple(first.values()))
+
+
+def as_routed(questions: Questions) -> Questions:
+    """The same rows, asked of `auto`."""
+    return replace(questions, name=f"{questions.name} (routed)", asked="routed")
 
 
 def find_evidence(registry: Registry, store: Store, wanted: str | None, live: AdapterVersion) -> list[Evidence]:
@@ -57,8 +72,8 @@ def find_evidence(registry: Registry, store: Store, wanted: str | None, live: Ad
 
 
 def take_reference(sets: Sequence[Questions], evidence: Sequence[Evidence], whose: str) -> tuple[Expected, ...]:
-    """The adapter's scores on each set, from the newest evidence that has that very file; raises `NothingToCompare`
-    naming every set without one.
+    """The scores on each set of what answered it, from the newest evidence that has that very file; raises
+    `NothingToCompare` naming every set without one.
 
     An answer may take as many tokens as `evaluate` gives it by default: twice the longest wanted, and at least 16.
     """
@@ -67,15 +82,15 @@ def take_reference(sets: Sequence[Questions], evidence: Sequence[Evidence], whos
     for questions in sets:
         found = _evaluation(questions, evidence)
         if found is None:
-            problems.append(f"{whose} has no evidence on these very rows of {questions.name}")
+            decided = "" if questions.asked == "forced" else " that says where the classifier sends them"
+            problems.append(f"{whose} has no evidence on these very rows of {questions.name}{decided}")
         elif not scores_text(found.metric):
             problems.append(f"{questions.name} was scored by {found.metric}, which a gateway's text does not show")
         else:
-            scores = {item.row: item.adapter.score for item in found.items}
+            answers = {item.row: item.adapter if questions.asked == "forced" else item.routed for item in found.items}
             limit = answer_limit(max(item.adapter.tokens for item in found.items))
-            expected.append(
-                Expected(questions.name, questions.kind, questions.file_digest, found.metric, scores, limit)
-            )
+            scores = {row: answer.score for row, answer in answers.items()}
+            expected.append(Expected(questions.name, questions.kind, questions.key, found.metric, scores, limit))
     if problems:
         raise NothingToCompare("; ".join(problems), hint=_FIRST_HINT)
     return tuple(expected)
@@ -83,9 +98,10 @@ def take_reference(sets: Sequence[Questions], evidence: Sequence[Evidence], whos
 
 def without_reference(sets: Sequence[Questions], metric: TextMetric) -> tuple[Expected, ...]:
     """Sets whose first check is still to come: nothing to compare with yet."""
-    return tuple(Expected(one.name, one.kind, one.file_digest, metric, {}) for one in sets)
+    return tuple(Expected(one.name, one.kind, one.key, metric, {}) for one in sets)
 
 
 def _evaluation(questions: Questions, evidence: Sequence[Evidence]) -> Evaluation | None:
     every = (one for report in evidence for one in (report.target, *report.guardrails))
-    return next((one for one in every if one.file_digest == questions.file_digest and one.items), None)
+    mine = (one for one in every if one.file_digest == questions.file_digest and one.items)
+    return next((one for one in mine if questions.asked == "forced" or one.is_routed), None)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from adapters.registry import Registry
 from adapters.store import Store
-from adapters.types import AdapterVersion
+from adapters.types import AUTO, AdapterVersion
 
 from ..errors import Degraded, NothingToCompare
 from ..metrics import TextMetric, score_text
@@ -145,7 +145,7 @@ class Monitor:
         if settings.reference == FIRST:
             sets = without_reference(settings.sets, settings.metric)
             if watch.reference is not None:
-                sets = tuple(replace(one, scores=watch.reference[one.file_digest]) for one in sets)
+                sets = tuple(replace(one, scores=watch.reference[one.key]) for one in sets)
         else:
             evidence = find_evidence(self.registry, self.store, settings.reference, version)
             sets = take_reference(settings.sets, evidence, settings.reference or str(version.ref))
@@ -157,8 +157,16 @@ class Monitor:
         def on_answer(done: int) -> None:
             self.progress(questions.name, done, len(asked))
 
-        answers = asyncio.run(self.gateway.ask(self.settings.route, asked, expected.max_tokens, on_answer))
-        return _measured(version.engine_name, questions, expected.metric, [row.digest for row in asked], answers)
+        routed = questions.asked == "routed"
+        model = AUTO if routed else self.settings.route
+        answers = asyncio.run(self.gateway.ask(model, asked, expected.max_tokens, on_answer))
+        count = {version.engine_name, *(self._bases(version) if routed else ())}
+        return _measured(count, questions, expected.metric, [row.digest for row in asked], answers)
+
+    def _bases(self, version: AdapterVersion) -> set[str]:
+        """What engines call the base under the version."""
+        told = {row.base_id for row in self.registry.gateways() if row.base_id is not None}
+        return {version.manifest.base_id, *told}
 
     def _record(self, version: AdapterVersion, watch: Watch, measured: Sequence[Measured]) -> None:
         """Keep a first check as the reference; raises `NothingToCompare` where it is full of holes."""
@@ -168,7 +176,7 @@ class Monitor:
             raise NothingToCompare(
                 f"{version.ref} answered fewer than half of {', '.join(thin)}", hint="see the gateway's log"
             )
-        reference = {questions.file_digest: found.scores for questions, found in pairs}
+        reference = {questions.key: found.scores for questions, found in pairs}
         self.states.write(version.engine_name, replace(watch, reference=reference, reference_at=time.time()))
         items = {questions.name: len(found.scores) for questions, found in pairs}
         self.emit({"event": "reference", "version": str(version.ref), "items": items})
@@ -199,14 +207,15 @@ class Monitor:
 
 
 def _measured(
-    engine_name: str, questions: Questions, metric: TextMetric, rows: Sequence[str], answers: Sequence[Answer]
+    count: Collection[str], questions: Questions, metric: TextMetric, rows: Sequence[str], answers: Sequence[Answer]
 ) -> Measured:
+    """`count` are the names whose answers do."""
     wanted = questions.answers
     pairs = list(zip(rows, answers, strict=True))
-    mine = [(row, one) for row, one in pairs if one.error is None and one.model == engine_name]
+    mine = [(row, one) for row, one in pairs if one.error is None and one.model in count]
     return Measured(
         scores={row: score_text(metric, one.text, wanted[row]) for row, one in mine},
-        others=dict(Counter(one.model for _, one in pairs if one.error is None and one.model != engine_name)),
+        others=dict(Counter(one.model for _, one in pairs if one.error is None and one.model not in count)),
         errors=dict(Counter(one.error for _, one in pairs if one.error is not None)),
     )
 

@@ -41,12 +41,12 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Expected:
     """The scores of a set's items to compare with, by row digest, the metric they were taken with, and how many tokens
-    an answer may take.
+    an answer may take. `key` tells the set from others.
     """
 
     name: str
     kind: Kind
-    file_digest: str
+    key: str
     metric: TextMetric
     scores: Mapping[str, float]
     max_tokens: int = 256
@@ -54,7 +54,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What came back for a set: scores of the version's own answers by row, and how many came to nothing, by reason."""
+    """What came back for a set: scores of the answers that count by row, and how many came to nothing, by reason."""
 
     scores: Mapping[str, float]
     others: Mapping[str, int]
