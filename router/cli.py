@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,7 +28,6 @@ from .backends import make_backend
 from .backends.base import Backend
 from .catalog import Catalog
 from .classify.encoder.layout import read_layout
-from .classify.encoding import Precision
 from .commands.encoder_flags import encoder_option, precision_option
 from .commands.engine_flags import engine_flags
 from .decision_log import DAYS, DecisionLog, keep_swept
@@ -73,42 +73,9 @@ OPEN_FILES = 65_536  # two for each request; the usual 1024 let one busy client 
     help="Admins may load adapters from under it over HTTP; several times.",
 )
 @home_options
-def serve(
-    home: Home,
-    engine: dict[str, object],
-    host: str,
-    port: int,
-    allow_unreleased: bool,
-    decision_log: Path | None,
-    decision_log_text: bool,
-    decision_log_days: int | None,
-    encoder: str | None,
-    encoder_precision: Precision,
-    max_body_mb: int,
-    workers: int,
-    admin_port: int | None,
-    admin_host: str | None,
-    lora_folders: tuple[Path, ...],
-) -> None:
+def serve(home: Home, engine: dict[str, object], **flags: Any) -> None:
     """Start a gateway: an OpenAI-compatible server that routes each request to an adapter or to the base."""
-    settings = read_settings(
-        home,
-        os.environ,
-        engine=engine,
-        host=host,
-        port=port,
-        allow_unreleased=allow_unreleased,
-        decision_log=decision_log,
-        decision_log_text=decision_log_text,
-        decision_log_days=decision_log_days,
-        max_body_mb=max_body_mb,
-        encoder=encoder,
-        encoder_precision=encoder_precision,
-        workers=workers,
-        admin_port=admin_port,
-        admin_host=admin_host,
-        lora_folders=lora_folders,
-    )
+    settings = read_settings(home, os.environ, engine=engine, **flags)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     _allow_open_files()
     if settings.encoder is not None:
