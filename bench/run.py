@@ -2,6 +2,7 @@
 
 from . import (
     disable,
+    fleet,
     latency,
     real_data,
     startup,
@@ -14,7 +15,7 @@ from . import (
 )
 
 PARTS = (
-    *(startup, latency, disable, real_data),
+    *(startup, latency, disable, fleet, real_data),
     *(vllm_gateway, vllm_plugin, vllm_adapters, vllm_versions, vllm_swap, vllm_kill),
 )
 
