@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from .data import find_data
+from .forgetting_pictures import draw_pictures
 from .forgetting_plan import (
     CORE,
     CORE_SEEDS,
@@ -63,6 +64,7 @@ def main() -> None:
     tokens = f"--tokens {arguments.tokens} --tuning-tokens {arguments.tuning_tokens}"
     command = f"python -m bench.forgetting --arms {arguments.arms}{named} {tokens}"
     write_results("forgetting", "What is forgotten", study_rows(chosen, trials, found), command)
+    draw_pictures(found)
 
 
 class Study:

@@ -41,10 +41,10 @@ def render_sequence(title: str, found: Mapping[str, Any]) -> str:
         routing=_ROUTING,
         fewer=_FEWER_IS_BETTER,
         tables=[table(found, score) for score in ("exact", "nll")],
-        frontiers=_frontiers(done),
-        progress=_progress(done, len(found["tasks"])),
+        frontiers=frontiers(done),
+        progress=progress_of_arms(done, len(found["tasks"])),
         cards=[_card(name, arm, found["tasks"]) for name, arm in found["arms"].items() if arm["mode"] != "base"],
-        omega=_omega(done),
+        omega=omega(done),
         failures=[
             (name, seed, one["failed"])
             for name, arm in found["arms"].items()
@@ -101,7 +101,8 @@ def nats(found: Mapping[str, Any] | None) -> str:
     return f"{found['mean']:.3f}{half}"
 
 
-def _frontiers(done: Mapping[str, Any]) -> list[str]:
+def frontiers(done: Mapping[str, Any]) -> list[str]:
+    """Learned against retention, and against ACC, of the finished arms, exact match."""
     learned = {name: arm["summary"]["oracle"]["exact"] for name, arm in done.items() if arm["mode"] != "base"}
     pictures = []
     for key, label in (("retention", "retention"), ("average", "ACC after the last task")):
@@ -120,7 +121,8 @@ def _frontiers(done: Mapping[str, Any]) -> list[str]:
     return pictures
 
 
-def _progress(done: Mapping[str, Any], tasks: int) -> str | None:
+def progress_of_arms(done: Mapping[str, Any], tasks: int) -> str | None:
+    """The mean over the tasks so far after each stage, exact match; `None` where there is nothing to draw."""
     curves: dict[str, Sequence[float]] = {}
     if tasks == 1:
         return None  # no way to show: one point an arm
@@ -143,7 +145,8 @@ def _card(name: str, arm: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, 
     }
 
 
-def _omega(done: Mapping[str, Any]) -> str | None:
+def omega(done: Mapping[str, Any]) -> str | None:
+    """What the penalties expected to be lost against what the old answers lost; `None` where no arm has both."""
     points = [
         (name, arm["family"], float(one["omega"]), float(one["measured_kl"]))
         for name, arm in done.items()

@@ -1,0 +1,34 @@
+"""The forgetting study's pictures beside its table, `bench/results/forgetting-*.svg`: drawn as on the sequence's page."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.sequences.page import frontiers, mean_matrix, omega, progress_of_arms
+from trainer.sequences.plots import heat_map
+
+from .results import FOLDER
+
+MATRICES = ("isolated", "sequential", "replay", "ewc", "ewc-replay", "joint")
+# What the page's style decides there; a picture of its own is on paper.
+_PAPER = "background: #fff; --ink: #1f2937; --soft: #4b5563; --axis: #9ca3af; --line: #e5e7eb"
+
+
+def draw_pictures(found: Mapping[str, Any], folder: Path = FOLDER) -> list[Path]:
+    """Write the pictures of a sequence's report `found`, and return where they are."""
+    folder.mkdir(exist_ok=True)
+    files = []
+    for name, picture in _pictures(found):
+        files.append(folder / f"forgetting-{name}.svg")
+        files[-1].write_text(picture.replace("<svg ", f'<svg style="{_PAPER}" ', 1), encoding="utf-8")
+    return files
+
+
+def _pictures(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    done = {name: arm for name, arm in found["arms"].items() if arm["finished"]}
+    yield from zip(("retention", "average"), frontiers(done), strict=False)
+    drawn = {"progress": progress_of_arms(done, len(found["tasks"])), "omega": omega(done)}
+    yield from ((name, picture) for name, picture in drawn.items() if picture is not None)
+    for name in MATRICES:
+        if name in done:
+            yield f"matrix-{name}", heat_map(mean_matrix(done[name], "exact"), found["tasks"], nll=False)
