@@ -1,4 +1,4 @@
-"""The forgetting study's pictures beside its table, `bench/results/forgetting-*.svg`: drawn as on the sequence's page."""
+"""The forgetting study's pictures, `bench/results/forgetting-*.svg`: drawn as on the sequence's page."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
