@@ -1,4 +1,4 @@
-"""A short soak of a real gateway; `BRANCHLINE_SOAK_MINUTES=3` makes it longer, `python -m bench.soak` is for hours."""
+"""A short soak of a real gateway; CI's is longer (`BRANCHLINE_SOAK_MINUTES`), `python -m bench.soak` is for hours."""
 
 from __future__ import annotations
 
