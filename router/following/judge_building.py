@@ -81,7 +81,8 @@ class JudgeBuilder:
                 classifier = self._load(wanted)
             found = self._with_encoder(classifier, found)
         except Exception as error:  # whatever it was: it is shown, and tried again
-            log.exception("classifier %s could not be brought in", str(wanted)[:16])
+            unforeseen = None if isinstance(error, BranchlineError) else error
+            log.error("classifier %s could not be brought in: %s", str(wanted)[:16], error, exc_info=unforeseen)
             if classifier is None or classifier.encoder is None:
                 found = replace(found, classifier=classifier)
             found = replace(found, problem=reason_of("the classifier", error))
