@@ -288,11 +288,18 @@ HOSTILE = st.lists(
 
 
 class Wire(asyncio.Transport):
-    """Notes what reaches it, one entry for each call."""
+    """Notes what reaches it, one entry for each call, and whether it reads."""
 
     def __init__(self) -> None:
         super().__init__()
         self.came: list[str] = []
+        self.reads = True
+
+    def pause_reading(self) -> None:
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        self.reads = True
 
     def writelines(self, pieces: Iterable[bytes | bytearray | memoryview]) -> None:
         self.came.append(b"".join(pieces).decode())
@@ -344,6 +351,30 @@ def test_what_is_written_before_an_abort_is_not_sent() -> None:
         return wire.came
 
     assert asyncio.run(scenario()) == ["aborted"]
+
+
+def test_a_large_body_that_came_at_once_leaves_its_client_in_sight() -> None:
+    """What is not read from is not seen to close, either."""
+
+    async def read(_scope: Scope, receive: Receive, _send: Send) -> None:
+        while (await receive()).get("more_body"):
+            continue
+
+    async def scenario() -> list[bool]:
+        wire, server = Wire(), GatewayServer(read)
+        connection = client_connection.ClientConnection(server.config, server.server_state, {})
+        connection.connection_made(wire)
+        connection.data_received(POST + b"Content-Length: 200000\r\n\r\n")
+        await asyncio.sleep(0)
+        connection.data_received(bytes(100_000))
+        paused = not wire.reads
+        await asyncio.sleep(0)
+        connection.data_received(bytes(100_000))
+        reads = wire.reads
+        connection.connection_lost(None)
+        return [paused, reads]
+
+    assert asyncio.run(scenario()) == [True, True]
 
 
 @settings(max_examples=300, deadline=None)

@@ -155,6 +155,8 @@ class ClientConnection(HttpToolsProtocol):
         self._require_no_trailers()
         self._awaited, self._begun = None, False
         super().on_message_complete()
+        if not self.pipeline:  # a large body may have paused it, and whoever has all of it asks for no more
+            self.flow.resume_reading()
 
     def pause_writing(self) -> None:
         super().pause_writing()
