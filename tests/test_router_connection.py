@@ -247,6 +247,14 @@ def test_a_refusal_waits_until_earlier_requests_are_answered() -> None:
         assert answer.endswith(b"3\r\nend\r\n0\r\n\r\n")
 
 
+def test_who_says_that_nothing_more_comes_gets_an_answer_that_is_there(server: Listening) -> None:
+    for _ in range(20):
+        with server.connect() as client:
+            client.sendall(GET + b"\r\n")
+            client.shutdown(socket.SHUT_WR)
+            assert read_all(client).startswith(b"HTTP/1.1 200")
+
+
 def test_an_answer_that_nobody_reads_is_given_up() -> None:
     with Listening(Patience(unread=0.2)) as server, server.connect() as client:
         client.sendall(b"GET /endless HTTP/1.1\r\nHost: localhost\r\n\r\n")

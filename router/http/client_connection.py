@@ -122,6 +122,10 @@ class ClientConnection(HttpToolsProtocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._refuse(_malformed())
 
+    def eof_received(self) -> None:
+        """A client that sends no more gets what was written for it: asyncio itself would close without that."""
+        self.transport.close()
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._await("head")
