@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from router.cli import listen
 from router.http import client_connection
-from router.http.client_connection import MAX_HEAD_BYTES, MAX_HEADERS, Patience
+from router.http.client_connection import MAX_HEAD_BYTES, MAX_HEADERS, ClientConnection, Patience
 from router.http.gathered_writes import AT_ONCE, GatheredWrites
 from router.http.server import GatewayServer
 from tests.gateway_parts import DEADLINE
@@ -296,12 +296,19 @@ HOSTILE = st.lists(
 
 
 class Wire(asyncio.Transport):
-    """Notes what reaches it, one entry for each call, and whether it reads."""
+    """Notes what reaches it, one entry for each call, and whether it reads. `left` bytes are still to be sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, left: int = 0) -> None:
         super().__init__()
         self.came: list[str] = []
         self.reads = True
+        self.left = left
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
+
+    def is_closing(self) -> bool:
+        return "closed" in self.came
 
     def pause_reading(self) -> None:
         self.reads = False
@@ -361,6 +368,36 @@ def test_what_is_written_before_an_abort_is_not_sent() -> None:
     assert asyncio.run(scenario()) == ["aborted"]
 
 
+def connected(wire: Wire, app: ASGIApp) -> ClientConnection:
+    server = GatewayServer(app)
+    connection = ClientConnection(server.config, server.server_state, {})
+    connection.connection_made(wire)
+    return connection
+
+
+def test_who_does_not_take_the_rest_of_an_answer_is_not_waited_for_when_it_is_closed() -> None:
+    """Also where the rest is too little to make whoever writes it wait."""
+
+    async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def scenario() -> list[str]:
+        wire, patience = Wire(left=3), Patience(unread=1.0)
+        connection = connected(wire, answer)
+        connection.data_received(GET + b"Connection: close\r\n\r\n")
+        await asyncio.sleep(0)
+        said = len(wire.came)
+        for now in (10.0, 10.9, 11.8, 12.7):
+            connection.close_if_late(now, patience)
+            wire.left = max(1, wire.left - 1)
+        assert len(wire.came) == said
+        connection.close_if_late(13.6, patience)
+        return wire.came[said - 1 :]
+
+    assert asyncio.run(scenario()) == ["closed", "aborted"]
+
+
 def test_a_large_body_that_came_at_once_leaves_its_client_in_sight() -> None:
     """What is not read from is not seen to close, either."""
 
@@ -369,9 +406,8 @@ def test_a_large_body_that_came_at_once_leaves_its_client_in_sight() -> None:
             continue
 
     async def scenario() -> list[bool]:
-        wire, server = Wire(), GatewayServer(read)
-        connection = client_connection.ClientConnection(server.config, server.server_state, {})
-        connection.connection_made(wire)
+        wire = Wire()
+        connection = connected(wire, read)
         connection.data_received(POST + b"Content-Length: 200000\r\n\r\n")
         await asyncio.sleep(0)
         connection.data_received(bytes(100_000))

@@ -74,6 +74,8 @@ class ClientConnection(HttpToolsProtocol):
 
     def close_if_late(self, now: float, patience: Patience) -> None:
         """`now` is `time.monotonic()`. Refuses a request that takes too long to come, ends one nobody takes up."""
+        if self._unread_since is None and self.transport.is_closing():  # asyncio sends the rest first, however long
+            self._begin_unread(now)
         if self._unread_since is not None and self._is_unread(now, patience.unread):
             self.transport.abort()
         elif self._awaited is not None and now - self._since > getattr(patience, self._awaited):
@@ -164,12 +166,14 @@ class ClientConnection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread_since = time.monotonic()
-        self._unread_bytes = self.transport.get_write_buffer_size()
+        self._begin_unread(time.monotonic())
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._unread_since = None
+
+    def _begin_unread(self, now: float) -> None:
+        self._unread_since, self._unread_bytes = now, self.transport.get_write_buffer_size()
 
     def _is_unread(self, now: float, seconds: float) -> bool:
         """Whether nothing more was taken for so long; a slow client that goes on reading gets all of a long answer."""
