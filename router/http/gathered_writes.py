@@ -44,4 +44,5 @@ class GatheredWrites:
     def _send(self) -> None:
         if self._pieces:
             pieces, self._pieces, self._size = self._pieces, [], 0
-            self._transport.writelines(pieces)
+            # `writelines` of Python 3.12 and 3.13 keeps any number of bytes for who does not read (CVE-2024-12254).
+            self._transport.write(b"".join(pieces))
