@@ -133,8 +133,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write `path` aside and rename it: nobody reads half a file, and two processes that write the same do not meet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    aside.write_bytes(content)
-    aside.replace(path)
+    try:
+        aside.write_bytes(content)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
