@@ -337,7 +337,7 @@ def beat(registry: Registry, name: str, serial: int, problem: str | None = None,
     registry.beat(GatewayRow(name, time.time() - age, serial, in_force))
 
 
-def test_a_traffic_command_counts_the_gateways_that_follow_and_names_the_laggard(
+def test_a_traffic_command_counts_the_gateways_that_follow_and_names_the_laggard_and_the_silent_one(
     shipped: Run, registry: Registry
 ) -> None:
     beat(registry, "swift", 999)
@@ -348,7 +348,7 @@ def test_a_traffic_command_counts_the_gateways_that_follow_and_names_the_laggard
     done = shipped("route", "enable", "sql")
     assert done.code == 0
     assert "in force on 1 of 2 gateways after " in done.out
-    assert done.out.endswith("; slow: still at serial 3, wanted 7 (warming up)\n")
+    assert "; slow: still at serial 3, wanted 7 (warming up); dead: silent for 6" in done.out
     assert shipped("route", "show", "sql", "--json").json["gateways"]["slow"]["problem"] == "warming up"
 
 
