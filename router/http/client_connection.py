@@ -176,7 +176,9 @@ class ClientConnection(HttpToolsProtocol):
         self._unread_since, self._unread_bytes = now, self.transport.get_write_buffer_size()
 
     def _is_unread(self, now: float, seconds: float) -> bool:
-        """Whether nothing more was taken for so long; a slow client that goes on reading gets all of a long answer."""
+        """Whether nothing more was taken for so long, as far as our own buffer shows: a kernel makes room in its own by
+        the megabyte, so of a large answer a client has to read that much in the time.
+        """
         left = self.transport.get_write_buffer_size()
         if left < self._unread_bytes:
             self._unread_since, self._unread_bytes = now, left
