@@ -11,7 +11,10 @@ from .results import FOLDER
 
 MATRICES = ("isolated", "sequential", "replay", "ewc", "ewc-replay", "joint")
 # What the page's style decides there; a picture of its own is on paper.
-_PAPER = "background: #fff; --ink: #1f2937; --soft: #4b5563; --axis: #9ca3af; --line: #e5e7eb"
+_PAPER = (
+    "background: #fff; --ink: #1f2937; --soft: #4b5563; --axis: #9ca3af; --line: #e5e7eb; "
+    "--adapter: #0f766e; --routed: #7c3aed; --bad: #b91c1c"
+)
 
 
 def draw_pictures(found: Mapping[str, Any], folder: Path = FOLDER) -> list[Path]:
