@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from . import examples as exemplar_texts
 from .cli_corrections import correct_texts, corrections, forget
 from .cli_examples import collision_options, examples
 from .command import PATH, announce, find_version, open_home, wait_clock
-from .convergence import ALIVE_SECONDS
+from .convergence import is_alive
 from .errors import InvalidName
 from .example_checks import check_examples
 from .exemplars import BASE_LABEL, base_events
@@ -181,7 +180,7 @@ def show(home: Home, name: str, as_json: bool) -> None:
     state = registry.route(name)
     rows = registry.gateways()
     gateways = {row.gateway_id: row.routes.get(name) for row in rows}
-    alive = [row for row in rows if row.last_seen > time.time() - ALIVE_SECONDS]
+    alive = [row for row in rows if is_alive(row)]
     unverified = [row.gateway_id for row in alive if row.base_unverified]
     document = {
         **state_json(state),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .journal import Journal
@@ -28,14 +28,23 @@ class Convergence:
 
     def __str__(self) -> str:
         total = len(self.in_force) + len(self.problems)
-        text = f"in force on {len(self.in_force)} of {total} gateways after {self.waited_ms:.0f} ms"
-        if not total:
-            text = "no gateway is running; it takes effect when one starts"
+        reached = f"in force on {len(self.in_force)} of {total} gateways after {self.waited_ms:.0f} ms"
+        text = reached if total else "no gateway is running; it takes effect when one starts"
         silent = (
             f"{gateway}: silent for {seconds:.0f} s; if it is only cut off, it serves as before"
             for gateway, seconds in sorted(self.silent.items())
         )
         return "; ".join([text, *(f"{name}: {problem}" for name, problem in sorted(self.problems.items())), *silent])
+
+
+def silent_seconds(row: GatewayRow) -> float:
+    """Since the gateway's last heartbeat."""
+    return time.time() - row.last_seen
+
+
+def is_alive(row: GatewayRow) -> bool:
+    """Whether its last heartbeat is less than `ALIVE_SECONDS` ago."""
+    return silent_seconds(row) < ALIVE_SECONDS
 
 
 def wait_in_force(
@@ -66,15 +75,19 @@ def _wait(
 ) -> Convergence:
     deadline = time.monotonic() + timeout_seconds
     while True:
-        ages = [(row, time.time() - row.last_seen) for row in journal.gateways()]
-        alive = [row for row, age in ages if age < ALIVE_SECONDS]
+        rows = journal.gateways()
+        alive = [row for row in rows if is_alive(row)]
         problems = {row.gateway_id: problem for row in alive if (problem := find_problem(row))}
         if not problems or time.monotonic() > deadline:
             waited_ms = (time.monotonic() - started) * 1000
             done = tuple(row.gateway_id for row in alive if row.gateway_id not in problems)
-            silent = {row.gateway_id: age for row, age in ages if ALIVE_SECONDS <= age < SILENT_SECONDS}
-            return Convergence(done, problems, waited_ms, silent)
+            return Convergence(done, problems, waited_ms, _silent([row for row in rows if row not in alive]))
         time.sleep(_POLL_SECONDS)
+
+
+def _silent(rows: Sequence[GatewayRow]) -> dict[str, float]:
+    """Those of `rows` that are still named, and since when nothing was heard of them."""
+    return {row.gateway_id: seconds for row in rows if (seconds := silent_seconds(row)) < SILENT_SECONDS}
 
 
 def _problem(row: GatewayRow, route: str | None, serial: int) -> str | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from adapters.convergence import ALIVE_SECONDS, Convergence
+from adapters.convergence import Convergence, is_alive
 from adapters.fold import route_to_json
 from adapters.journal import Change
 from adapters.keys import ApiKey
@@ -67,7 +66,7 @@ def gateway_document(row: GatewayRow, wanted: Mapping[str, str | None]) -> Docum
     }
     return {
         "id": row.gateway_id,
-        "alive": row.last_seen > time.time() - ALIVE_SECONDS,
+        "alive": is_alive(row),
         "last_seen": row.last_seen,
         "serial": row.serial,
         "routes": routes,

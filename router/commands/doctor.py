@@ -7,7 +7,6 @@ import os
 import platform
 import stat
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from sqlalchemy import inspect, make_url
 from adapters.base import find_base
 from adapters.classifiers import live_classifier
 from adapters.command import open_home
-from adapters.convergence import ALIVE_SECONDS
+from adapters.convergence import is_alive, silent_seconds
 from adapters.errors import BranchlineError
 from adapters.home import Home, home_options
 from adapters.output import json_option, print_json, print_table
@@ -194,9 +193,8 @@ def _classifier(home: Home) -> Iterator[Finding]:
 def _gateways(home: Home) -> Iterator[Finding]:
     registry, _ = open_home(home)
     for row in registry.gateways():
-        age = time.time() - row.last_seen
-        alive = age < ALIVE_SECONDS
-        state = "alive" if alive else f"last seen {age:.0f} s ago"
+        alive = is_alive(row)
+        state = "alive" if alive else f"last seen {silent_seconds(row):.0f} s ago"
         yield Finding(f"gateway {row.gateway_id}", "ok" if alive else "note", f"{state}, serial {row.serial}")
         if alive and row.base_unverified:
             found = f"base unverified: nobody could look at the {row.base_id!r} that its engine serves"
