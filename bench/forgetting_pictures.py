@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.sequences.page import frontiers, mean_matrix, omega, progress_of_arms
+from trainer.sequences.page import finished_arms, frontiers, mean_matrix, omega, progress_of_arms
 from trainer.sequences.plots import heat_map
 
 from .results import FOLDER
@@ -28,7 +28,7 @@ def draw_pictures(found: Mapping[str, Any], folder: Path = FOLDER) -> list[Path]
 
 
 def _pictures(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    done = {name: arm for name, arm in found["arms"].items() if arm["finished"]}
+    done = finished_arms(found)
     yield from zip(("retention", "average"), frontiers(done), strict=False)
     drawn = {"progress": progress_of_arms(done, len(found["tasks"])), "omega": omega(done)}
     yield from ((name, picture) for name, picture in drawn.items() if picture is not None)

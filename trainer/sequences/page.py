@@ -32,7 +32,7 @@ _FEWER_IS_BETTER = ("forgetting", "regret")
 def render_sequence(title: str, found: Mapping[str, Any]) -> str:
     """The page of a sequence's report as HTML text."""
     template = load_template(__package__, "sequence.html", percent=percent, nats=nats)
-    done = {name: arm for name, arm in found["arms"].items() if arm["finished"]}
+    done = finished_arms(found)
     return template.render(
         title=title,
         found=found,
@@ -54,6 +54,11 @@ def render_sequence(title: str, found: Mapping[str, Any]) -> str:
         comparisons=found["comparisons"]["exact"],
         kl_rows=[(name, kl) for name, arm in done.items() if (kl := last_divergence(arm)) is not None],
     )
+
+
+def finished_arms(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The arms of a report with at least one finished seed."""
+    return {name: arm for name, arm in found["arms"].items() if arm["finished"]}
 
 
 def table(found: Mapping[str, Any], score: str) -> dict[str, Any]:
