@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from router.classify.features import (
     HEAD_CHARACTERS,
     TAIL_CHARACTERS,
     Features,
-    character_terms,
+    build_features,
     clip,
     fit_features,
     word_terms,
 )
+from router.classify.spelling import character_terms
 from tests.classifier_rows import base_rows, routes_rows
 
 TEXTS = [row.text for row in routes_rows(10) + base_rows()] + ["Привет, как дела? 你好 世界", "a-b  c\td", "don't STOP"]
@@ -53,7 +55,7 @@ def test_vocabulary_and_idf_are_those_of_scikit_learn() -> None:
     terms = [*WORDS.get_feature_names_out(), *CHARACTERS.get_feature_names_out()]
     assert FITTED.terms() == terms
     assert [*FITTED.words.values(), *FITTED.characters.values()] == list(range(len(terms)))
-    np.testing.assert_allclose(FITTED.idf[:-1], np.concatenate([WORDS.idf_, CHARACTERS.idf_]), rtol=1e-12)
+    np.testing.assert_allclose(FITTED.idf[1:-1], np.concatenate([WORDS.idf_, CHARACTERS.idf_]), rtol=1e-12)
 
 
 @settings(deadline=None)
@@ -83,6 +85,31 @@ def test_unknown_terms_shrink_a_block_by_their_share_of_its_weight() -> None:
     unseen = math.log(2) + 1
     words, _ = dense(features, "cat zebra")
     assert words[features.words["cat"]] == pytest.approx(1 / math.sqrt(1 + 2 * unseen**2), abs=1e-6)
+
+
+ODD = fit_features(["a!b", "\u00a0x y\u2028z", "w" * 60, "ﬁ İ", "? !", *TEXTS], [True] * (5 + len(TEXTS)))
+
+
+@settings(deadline=None)
+@given(anything, st.sampled_from([FITTED, ODD]))
+@example("dog? dog dogs " + "w" * 60, ODD)
+@example("qxz qxz qxzz ? !", ODD)
+def test_a_word_that_was_spelt_beforehand_gives_what_its_letters_give(text: str, features: Features) -> None:
+    letter_by_letter = replace(features, spelt={})
+    ours, reference = features.transform(text), letter_by_letter.transform(text)
+    assert (ours.indices.tolist(), ours.values.tolist()) == (reference.indices.tolist(), reference.values.tolist())
+
+
+def test_a_word_with_a_term_that_no_column_has_is_spelt_when_it_comes() -> None:
+    features = fit_features(["rare word", "word"], [False, False])
+    assert list(features.spelt) == ["word"]
+    assert list(build_features({"word": 1.0}, {" w": 1.0}, 2.0).spelt) == []
+
+
+def test_no_pair_of_words_and_no_endless_word_is_spelt_beforehand() -> None:
+    assert {"stop", "?", "как", "你好", "ﬁ"} <= ODD.spelt.keys() <= ODD.words.keys()
+    assert "w" * 60 in ODD.words.keys() - ODD.spelt.keys()
+    assert not [word for word in ODD.spelt if len(word.split()) != 1]
 
 
 def test_a_repeated_term_counts_one_plus_the_logarithm_of_its_count() -> None:

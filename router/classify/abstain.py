@@ -40,13 +40,14 @@ NOTHING_KNOWN = -1e9  # the score of a text that shares no term with any example
 def decision_scores(name: ScoreName, logits: Scalars, temperature: float, base: int | None) -> Scalars:
     """The score `name` of each row of `logits` (…, labels), shape (…)."""
     routes = routes_of(logits, base)
+    if name in _BASE_SHARES:
+        against = 0.0 if base is None else _BASE_SHARES[name] * logits[..., base]
+        energy: Scalars = temperature * log_sum_exp(routes / temperature) - against
+        return energy
     top: Scalars = routes.max(axis=-1)
     result: Scalars
     if name == "probability":
         result = np.exp(top / temperature - log_sum_exp(logits / temperature))
-    elif name in _BASE_SHARES:
-        against = 0.0 if base is None else _BASE_SHARES[name] * logits[..., base]
-        result = temperature * log_sum_exp(routes / temperature) - against
     elif logits.shape[-1] == 1:
         result = top
     else:

@@ -79,7 +79,7 @@ def _encode(classifier: Classifier) -> dict[str, bytes]:
     return {
         **_encode_weights(classifier.head),
         "dense.npy": _npy(classifier.head.dense),
-        "idf.npy": _npy(features.idf[:-1]),
+        "idf.npy": _npy(features.idf[1:-1]),
         "vocabulary.json": vocabulary.encode(),
         "rows.npy": _npy(classifier.rows),
     }

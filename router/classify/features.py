@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,20 +20,22 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .spelling import WORD, character_terms, numbered, spell_beforehand
+
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 Scalars = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.intc]
 
 # Work per text is bounded: of a longer text only the two ends are read, where an instruction usually stands.
 HEAD_CHARACTERS = 2_000
 TAIL_CHARACTERS = 2_000
-
-_WORD = re.compile(r"\w+|[^\w\s]")
+_OF_COUNT = 1 + np.log(np.maximum(np.arange(HEAD_CHARACTERS + TAIL_CHARACTERS + 2), 1))  # no term comes more often
 
 
 @dataclass(frozen=True, slots=True)
 class Sparse:
-    """One text's features: `values` at columns `indices`, both of length n (0 where no term is known)."""
+    """One text's features: `values` at ascending columns `indices`, both of length n (0 where no term is known)."""
 
     indices: Indices
     values: Floats
@@ -54,73 +55,86 @@ def reading(text: str) -> str:
 
 def word_terms(text: str) -> list[str]:
     """Words, punctuation marks and pairs of neighbours of a clipped text."""
-    words = _WORD.findall(text)
+    return with_pairs(WORD.findall(text))
+
+
+def with_pairs(words: list[str]) -> list[str]:
+    """`words` and the pairs of neighbours."""
     return words + [f"{first} {second}" for first, second in itertools.pairwise(words)]
-
-
-def character_terms(text: str) -> list[str]:
-    """Character 2- to 5-grams of each word of a clipped text, the word padded with one space on both sides.
-
-    A padded word shorter than n counts once, as itself, for the first such n only (as in scikit-learn).
-    """
-    terms: list[str] = []
-    for word in text.split():
-        padded = f" {word} "
-        length = len(padded)
-        for size in (2, 3, 4, 5):
-            if size >= length:
-                terms.append(padded)
-                break
-            terms += [padded[start : start + size] for start in range(length - size + 1)]
-    return terms
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
     """The fitted transform: term → column of both blocks, first the words' columns, then the characters'.
 
-    `idf` (columns + 1,): the last one weighs a term that no example has.
+    `idf` (1 + columns + 1,): the first one and the last one weigh a term that no example has. `edges` (3,) of the
+    columns: 0, the characters' first, and `size`. `spelt`: word → the columns of its character terms.
     """
 
     words: Mapping[str, int]
     characters: Mapping[str, int]
     idf: Scalars
+    edges: Numbers
+    spelt: Mapping[str, bytes]
 
     @property
     def size(self) -> int:
         return len(self.words) + len(self.characters)
 
     def transform(self, text: str) -> Sparse:
-        """Features of any text whatever; work is bounded by `HEAD_CHARACTERS + TAIL_CHARACTERS`."""
-        clipped = clip(text)
-        words, characters = Counter(word_terms(clipped)), Counter(character_terms(clipped))
-        split, size = len(words), len(words) + len(characters)
-        columns = np.fromiter(
-            itertools.chain(
-                map(self.words.get, words, itertools.repeat(-1)),
-                map(self.characters.get, characters, itertools.repeat(-1)),
-            ),
-            np.int64,
-            size,
-        )
-        counts = np.fromiter(itertools.chain(words.values(), characters.values()), np.float64, size)
-        values = self.idf[columns] * (1 + np.log(counts))
-        for block in (values[:split], values[split:]):
+        """Features of any text whatever, by ascending column; work is bounded by `HEAD_CHARACTERS + TAIL_CHARACTERS`.
+
+        The numbers of terms without a column are below 0 (words) or from `size` on (characters), so that each block
+        stands together.
+        """
+        numbers, counts = _distinct(self._numbers(clip(text)))
+        values = self.idf.take(numbers + 1, mode="clip") * _OF_COUNT.take(counts)
+        first, middle, last = numbers.searchsorted(self.edges)
+        for block in (values[:middle], values[middle:]):
             block /= math.sqrt(block @ block) or 1.0
-        known = columns >= 0
-        return Sparse(columns[known], values[known].astype(np.float32))
+        return Sparse(numbers[first:last].astype(np.int64), values[first:last].astype(np.float32))
 
     def terms(self) -> list[str]:
         """Every term by column, for explanations."""
         return [*self.words, *self.characters]
 
+    def _numbers(self, clipped: str) -> Numbers:
+        """The number of each term as often as it comes, in any order."""
+        words: list[str] = []
+        found: list[bytes] = []
+        strangers: dict[str, int] = {}
+        for token in clipped.split():
+            columns = self.spelt.get(token)
+            if columns is None:
+                words += WORD.findall(token)
+                found.append(numbered(character_terms(token), self.characters, strangers, self.size, 1))
+            else:
+                words.append(token)
+                found.append(columns)
+        found.append(numbered(with_pairs(words), self.words, {}, -1, -1))
+        return np.frombuffer(bytearray().join(found), np.intc)
+
+
+def _distinct(numbers: Numbers) -> tuple[Numbers, Indices]:
+    """As `numpy.unique` with counts, in half its time for those of one text. Sorts `numbers` where they are."""
+    numbers.sort()
+    first = np.empty(len(numbers) + 1, dtype=bool)
+    first[0] = first[-1] = True
+    np.not_equal(numbers[1:], numbers[:-1], out=first[1:-1])
+    starts = first.nonzero()[0]
+    return numbers.take(starts[:-1]), starts[1:] - starts[:-1]
+
 
 def build_features(words: Mapping[str, float], characters: Mapping[str, float], unseen_idf: float) -> Features:
     """Features from term → idf of each block, in column order."""
+    columns = {term: at for at, term in enumerate(characters, len(words))}
+    edges = (0, len(words), len(words) + len(characters))
     return Features(
         {term: at for at, term in enumerate(words)},
-        {term: at for at, term in enumerate(characters, len(words))},
-        np.array([*words.values(), *characters.values(), unseen_idf]),
+        columns,
+        np.array([unseen_idf, *words.values(), *characters.values(), unseen_idf]),
+        np.array(edges, np.intc),
+        spell_beforehand(words, columns),
     )
 
 

@@ -67,8 +67,9 @@ class Head:
 
 def log_sum_exp(values: Scalars) -> Scalars:
     """ln Σ exp over the last axis, without overflow."""
-    top = values.max(axis=-1, keepdims=True)
-    total: Scalars = np.log(np.exp(values - top).sum(axis=-1)) + top[..., 0]
+    # The reductions themselves: `max` and `sum` wrap them, for as long again where there are few values.
+    top = np.maximum.reduce(values, axis=-1, keepdims=True)
+    total: Scalars = np.log(np.add.reduce(np.exp(values - top), axis=-1)) + top[..., 0]
     return total
 
 

@@ -64,7 +64,7 @@ class Judge:
         for at, turn in enumerate(turns[: 1 + MAX_EARLIER_TURNS]):
             scores = self._scores(turn, None if vectors is None else vectors[at])
             if not scores.abstains or scores.exemplar is not None:
-                return replace(scores, turn=at)
+                return replace(scores, turn=at) if at else scores
             newest = newest or scores
         if newest is None and self.classifier is not None:
             return self.classifier.decide_text(())

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,12 +24,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .features import Floats, Indices, Scalars, clip
+from .spelling import WORD, character_terms
 
 SIZES = (3, 4)
 SHARES = (0.35, 0.65)  # of the words and of the characters; chosen on CLINC150 train and val
 IDF_POWER = 0.25
 LONGER = 2.0
-_WORD = re.compile(r"\w+|[^\w\s]")
 _WORDS_APART = 0x5DEECE66D  # a word and an equal group of letters are two terms
 
 
@@ -59,7 +58,7 @@ class Terms:
 def terms_of(text: str) -> Terms:
     """The terms of any text whatever; work is bounded as in `features.clip`."""
     clipped = clip(text)
-    words, characters = Counter(_word_terms(clipped)), Counter(_character_terms(clipped))
+    words, characters = Counter(_word_terms(clipped)), Counter(character_terms(clipped, SIZES))
     size = len(words) + len(characters)
     keys = np.fromiter(map(hash, itertools.chain(words, characters)), np.int64, size)
     keys[: len(words)] ^= _WORDS_APART
@@ -68,25 +67,12 @@ def terms_of(text: str) -> Terms:
 
 
 def _word_terms(text: str) -> list[str]:
-    words = _WORD.findall(text)
+    words = WORD.findall(text)
     if not words:
         return []
     ended = ["\n", *words, "\n"]
     pairs = [*itertools.pairwise(ended), *zip(ended, ended[2:], strict=False)]
     return words + [f"{first} {second}" for first, second in pairs]
-
-
-def _character_terms(text: str) -> list[str]:
-    """A padded word shorter than n counts once, as itself, for the first such n only."""
-    terms: list[str] = []
-    for word in text.split():
-        padded = f" {word} "
-        for size in SIZES:
-            if size >= len(padded):
-                terms.append(padded)
-                break
-            terms += [padded[start : start + size] for start in range(len(padded) - size + 1)]
-    return terms
 
 
 @dataclass(frozen=True, slots=True)
