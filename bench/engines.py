@@ -60,12 +60,24 @@ def require_vllm() -> Path:
 
 @contextmanager
 def engine(home: Home, name: str, *flags: str, key: str | None = None, core: int | None = None) -> Iterator[VllmEngine]:
-    """An engine with Branchline's plugin and guard on the store of `home`, as an operator starts one.
+    """As `start_engine`, to the end of the block."""
+    running = start_engine(home, name, *flags, key=key, core=core)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.kill()
+
+
+def start_engine(
+    home: Home, name: str, *flags: str, key: str | None = None, core: int | None = None, port: int | None = None
+) -> VllmEngine:
+    """An engine with Branchline's plugin and guard on the store of `home`, as an operator starts one; it answers.
 
     Replicas behind one gateway share a `key`. `flags` are vLLM's; one that is given twice counts as the last one says.
     With `core` all its processes keep to that one.
     """
-    port, key, log = free_port(), key or secrets.token_hex(16), home.folder / f"{name}.log"
+    port, key, log = port or free_port(), key or secrets.token_hex(16), home.folder / f"{name}.log"
     command = [
         *(() if core is None else ("taskset", "--cpu-list", str(core))),
         *(str(require_vllm()), "-m", "vllm.entrypoints.launchers.api_server.entry"),
@@ -85,10 +97,11 @@ def engine(home: Home, name: str, *flags: str, key: str | None = None, core: int
     running = VllmEngine(f"http://127.0.0.1:{port}", key, log, process)
     try:
         _wait_until_up(running)
-        yield running
-    finally:
+    except BaseException:
         if process.poll() is None:
             running.kill()
+        raise
+    return running
 
 
 def _wait_until_up(running: VllmEngine) -> None:
@@ -121,4 +134,5 @@ __all__ = [
     "leave_to_engine",
     "mixed_asks",
     "require_vllm",
+    "start_engine",
 ]

@@ -70,9 +70,9 @@ async def no_files_left(ground: Ground) -> Count:
         limits.enter_context(_few_files(family(gateway.process.pid)))
         async with load(ground.urls, questions, clients=PRESSING) as ran:
             pressed = await ran.more(ground.answers)
-            ground.engines[0].behave("breaks")
+            ground.stand_ins[0].behave("breaks")
             pressed += await ran.more(ground.answers)
-            ground.engines[0].behave("healthy")
+            ground.stand_ins[0].behave("healthy")
             limits.close()
             await until(lambda: is_whole(ground), "that the engines are up")
             await asyncio.sleep(2)  # asyncio takes no connection for a second after it could not

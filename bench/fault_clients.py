@@ -26,7 +26,7 @@ _ERROR_MEMBERS = {"message", "type", "param", "code"}
 class Question:
     """A chat request: for which model, streamed or whole; `expect` are the statuses that keep the promise.
 
-    `raw` is sent instead where it is given.
+    `raw` is sent instead where it is given. `tokens`: of the answer, at most.
     """
 
     model: str
@@ -34,11 +34,13 @@ class Question:
     stream: bool = False
     expect: frozenset[int] = frozenset({200})
     raw: bytes = b""
+    tokens: int = 16
 
     @property
     def body(self) -> bytes:
         messages = [{"role": "user", "content": self.text}]
-        return self.raw or json.dumps({"model": self.model, "messages": messages, "stream": self.stream}).encode()
+        asked = {"model": self.model, "messages": messages, "stream": self.stream, "max_tokens": self.tokens}
+        return self.raw or json.dumps(asked).encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,9 @@ class EngineProcess:
         self.process.stdin.write(f"{behaviour}\n")
         self.process.stdin.flush()
 
+    def slow_down(self) -> None:
+        self.behave("slow")
+
     def kill(self) -> None:
         """SIGKILL, as the kernel does where memory is short."""
         self.process.kill()

@@ -44,7 +44,7 @@ async def engine_killed(ground: Ground) -> Count:
 
 async def engine_hung(ground: Ground) -> Count:
     """SIGSTOP: it accepts connections and nothing comes. Health checks find it out after some 15 s."""
-    first = ground.engines[0].process
+    first = ground.stand_ins[0].process
     async with load(ground.urls, PINNED) as ran:
         await ran.more(ground.answers // 2)
         first.send_signal(signal.SIGSTOP)
@@ -81,13 +81,13 @@ async def engine_breaks(ground: Ground) -> Count:
 async def engine_cuts(ground: Ground) -> Count:
     """It breaks off half-way: whole answers come from the other one, streams end with an error event."""
     async with load(ground.urls, STREAMED) as ran, asyncio.timeout(60):
-        ground.engines[1].behave("cuts")  # the first one, which failed in other cases, may not be trusted yet
+        ground.stand_ins[1].behave("cuts")  # the first one, which failed in other cases, may not be trusted yet
         try:
             await ran.more(2 * ground.answers)
             while not any(one.is_cut for one in ran.answers):
                 await ran.more(ground.answers)
         finally:
-            ground.engines[1].behave("healthy")
+            ground.stand_ins[1].behave("healthy")
         await ran.more(ground.answers // 2)
     return judged(ran.answers)
 
@@ -125,10 +125,10 @@ async def all_gone(ground: Ground) -> Count:
 async def _behaving(ground: Ground, how: Behaviour) -> Count:
     """One of two engines behaves so under load, then both are healthy again; no stream may be cut."""
     async with load(ground.urls, PINNED) as ran:
-        ground.engines[0].behave(how)
+        ground.stand_ins[0].behave(how)
         try:
             await ran.more(2 * ground.answers)
         finally:
-            ground.engines[0].behave("healthy")
+            ground.stand_ins[0].behave("healthy")
         await ran.more(ground.answers // 2)
     return judged(ran.answers, cut=False)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from adapters.base import Base
 from adapters.classifiers import promote_classifier, publish_classifier
@@ -22,12 +22,13 @@ from adapters.registry import Registry
 from adapters.rows import LabelledText
 from router.classify.artifact import save_classifier
 from router.classify.fit import fit_classifier
-from tests.adapter_folders import make_adapter, make_base
+from tests.adapter_folders import make_base
 from tests.gateway_process import GatewayProcess
 from tests.postgres_server import PostgresServer
 from tests.tcp_proxy import TcpProxy
 from tests.vllm_engine import free_port
 
+from .adapter_folder import write_adapter
 from .disable import EXAMPLES
 from .fault_clients import Question
 from .fault_engine import EngineProcess
@@ -47,6 +48,22 @@ class Count:
     note: str = ""
 
 
+class Engine(Protocol):
+    """What a gateway sends requests to: a stand-in, or vLLM."""
+
+    @property
+    def url(self) -> str: ...
+
+    def slow_down(self) -> None:
+        """Take half a second for an answer, at least."""
+
+    def kill(self) -> None:
+        """SIGKILL, as the kernel does where memory is short."""
+
+    def restart(self) -> None:
+        """On the same port, nothing loaded; it answers when this returns."""
+
+
 @dataclass(slots=True)
 class Ground:
     """A home whose routes have two versions each, both of which were live, and what runs on it."""
@@ -55,10 +72,15 @@ class Ground:
     base: Base
     folder: Path
     answers: int = 100  # that are judged in each phase of a case, at least
-    engines: list[EngineProcess] = field(default_factory=list)
+    engines: Sequence[Engine] = ()
     gateways: list[GatewayProcess] = field(default_factory=list)
     server: PostgresServer | None = None  # where the registry is, unless it is a file
     wire: TcpProxy | None = None  # between the gateways and it
+
+    @property
+    def stand_ins(self) -> list[EngineProcess]:
+        """Those of the engines that misbehave as they are told."""
+        return [one for one in self.engines if isinstance(one, EngineProcess)]
 
     @property
     def urls(self) -> list[str]:
@@ -87,7 +109,9 @@ class Ground:
 
     def publish(self, seed: int, route: str = "sql") -> int:
         """A further version, not promoted; its number."""
-        folder = make_adapter(self.folder / f"adapter-{route}-{seed}", self.base.id, seed=seed)
+        folder = self.folder / f"adapter-{route}-{seed}"
+        folder.mkdir()
+        write_adapter(folder, self.base, seed)
         with self.registry() as registry:
             publish_folder(registry, self.home.open_store(), route, folder, self.base)
             return max(version.number for version in registry.versions() if version.route == route)
@@ -99,9 +123,9 @@ class Ground:
         return self.home.open_store().folder(version.route, version.digest)
 
 
-def prepare(folder: Path, registry_url: str | None = None) -> Ground:
+def prepare(folder: Path, registry_url: str | None = None, base: Base | None = None) -> Ground:
     """Two routes of two versions, and a classifier that tells them apart."""
-    home, base = Home.at(folder / "home", registry_url), make_base(folder / "base")
+    home, base = Home.at(folder / "home", registry_url), base or make_base(folder / "base")
     ground = Ground(home, base, folder)
     with ground.registry() as registry:
         for route, texts in EXAMPLES.items():
@@ -129,20 +153,25 @@ def publish_new_classifier(ground: Ground, word: str, *, promote: bool = True) -
     return version.number
 
 
+def two_stand_ins(ground: Ground) -> list[EngineProcess]:
+    """Engines as processes of their own."""
+    return [EngineProcess.start(free_port(), ground.base.fingerprint) for _ in range(2)]
+
+
 @asynccontextmanager
 async def ground_in(
     folder: Path,
     *flags: str,
     gateways: int = 1,
-    engines: int = 2,
+    start_engines: Callable[[Ground], Sequence[Engine]] = two_stand_ins,
+    base: Base | None = None,
     registry_url: str | None = None,
     variables: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Ground]:
     """Everything up and every live version resident, until the end of the block."""
-    ground = await asyncio.to_thread(prepare, folder, registry_url)
+    ground = await asyncio.to_thread(prepare, folder, registry_url, base)
     try:
-        ports = [free_port() for _ in range(engines)]
-        ground.engines = [EngineProcess.start(port, ground.base.fingerprint) for port in ports]
+        ground.engines = await asyncio.to_thread(start_engines, ground)
         for _ in range(gateways):
             start_gateway(ground, *flags, variables=variables)
         for one in ground.gateways:

@@ -18,6 +18,7 @@ from .fault_clients import Question, ask
 from .fault_ground import Ground
 from .processes import anonymous_mb, family
 
+LONG = 200  # tokens of an answer that a real engine is busy with for seconds
 DRAINED = 12  # answers that run when the gateway is told to end
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # what POSIX shared memory is under, on Linux
 COMPLAINTS = re.compile(
@@ -51,12 +52,14 @@ async def drain(ground: Ground) -> list[str]:
     """SIGTERM while answers run: each of them comes whole, the gateway ends by itself. What was not so, in words."""
     (gateway,) = ground.gateways
     for engine in ground.engines:
-        engine.behave("slow")
+        engine.slow_down()
     await asyncio.sleep(0.2)
-    questions = [Question("sql", stream=number % 2 == 0) for number in range(DRAINED)]
+    questions = [Question("sql", stream=number % 2 == 0, tokens=LONG) for number in range(DRAINED)]
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         running = [asyncio.create_task(ask(session, gateway.url, question)) for question in questions]
-        await asyncio.sleep(0.3)  # they are with the engines, which take half a second for the first byte
+        await asyncio.sleep(
+            0.3
+        )  # they are with the engines, which take half a second for the first byte, or long for the whole
         gateway.signal(signal.SIGTERM)
         answers = await asyncio.gather(*running)
     code = await asyncio.to_thread(gateway.wait)

@@ -55,12 +55,21 @@ class DecisionLog:
             raise ConfigInvalid(f"cannot write the decision log {path}: {error.strerror}") from error
         self.sweep()
 
-    def write(self, decision: Decision, request_id: str, outcome: str, seconds: float, text: str | None) -> None:
+    def write(
+        self,
+        decision: Decision,
+        request_id: str,
+        outcome: str,
+        seconds: float,
+        text: str | None,
+        key_id: str | None = None,
+    ) -> None:
         """Append one line. `text` goes in where texts are kept and it is no longer than `MAX_TEXT_CHARACTERS`."""
         facts: dict[str, object] = {
             "time": self._clock(),
             **asdict(decision),
             "request_id": request_id,
+            "key_id": key_id,
             "outcome": outcome,
             "seconds": round(seconds, 6),
         }

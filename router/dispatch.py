@@ -97,7 +97,7 @@ class Dispatcher:
             self._unreleased -= unreleased
             raise
         text = _classified_text(request, judged)
-        ended = partial(self._ended, chosen.decision, request_id, unreleased, text, admission)
+        ended = partial(self._ended, chosen.decision, request_id, principal.key_id, unreleased, text, admission)
         body = Followed(reply.body, ended, started=started, stream=request.stream)
         return Answer(chosen.decision, Reply(body, reply.content_type), chosen.snapshot.serial, chosen.at - started)
 
@@ -151,6 +151,7 @@ class Dispatcher:
         self,
         decision: Decision,
         request_id: str,
+        key_id: str | None,
         unreleased: bool,
         text: str | None,
         admission: Admission | None,
@@ -161,7 +162,7 @@ class Dispatcher:
         self._unreleased -= unreleased
         if admission is not None:
             admission.answered(*tail.tokens()[:2])
-        self._telemetry.finished(decision, request_id, outcome, tail, seconds, text)
+        self._telemetry.finished(decision, request_id, outcome, tail, seconds, text, key_id=key_id)
 
     def _is_unreleased(self, chosen: Chosen) -> bool:
         decision = chosen.decision

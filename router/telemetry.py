@@ -148,8 +148,12 @@ class Telemetry:
         tail: Tail,
         seconds: float,
         text: str | None = None,
+        *,
+        key_id: str | None = None,
     ) -> None:
-        """Count a request whose answer has ended, one way or another. `text` is what was classified."""
+        """Count a request whose answer has ended, one way or another. `text` is what was classified, `key_id` the
+        registry's name of the key that asked.
+        """
         route = self._route(decision.route or "base")
         route.requests(decision, outcome).inc()
         route.seconds.observe(seconds)
@@ -160,7 +164,7 @@ class Telemetry:
             route.prompt_tokens.inc(prompt)
         (route.estimated_tokens if estimated else route.completion_tokens).inc(completion)
         if self._log is not None:
-            self._log.write(decision, request_id, outcome, seconds, text)
+            self._log.write(decision, request_id, outcome, seconds, text, key_id)
 
     def loaded(self, route: str, outcome: LoadOutcome, seconds: float) -> None:
         """Count a load of a version of `route`."""

@@ -209,9 +209,40 @@ def test_with_texts_switched_on_the_classified_turn_alone_is_in_the_file_of_its_
         gateway = served.gateway
         served.engine.order(reset)
         served.ask(json=marked(), key=key)
+        (shown,) = json.loads(branchline("key", "list", "--json", home=served.home))
     (log,) = (path for path in served.home.iterdir() if path.name.startswith("decisions."))
     assert found_in(log.read_text(encoding="utf-8")) == ["prompt"]
+    by = [json.loads(line)["key_id"] for line in log.read_text(encoding="utf-8").splitlines()]
+    assert by == [None, None, shown["id"]]
     others = b"".join(path.read_bytes() for path in served.home.rglob("*") if path.is_file() and path != log)
     assert found_in(others.decode("latin-1") + gateway.output) == []
     assert key.encode() not in others + log.read_bytes() + gateway.output.encode()
     assert log.stat().st_mode & 0o077 == 0
+
+
+def test_texts_given_to_the_admin_api_are_in_the_registry_alone_and_in_no_event(tmp_path: Path) -> None:
+    """What is wrong about a body is told to who sent it; the process, its metrics and the audit trail say nothing."""
+    with running(tmp_path) as served:
+        texts = "/admin/v1/routes/sql/examples", "/admin/v1/corrections"
+        kept = [
+            served.ask(texts[0], json={"texts": [MARKS["prompt"]]}, headers={"idempotency-key": "job-7"}),
+            served.ask(texts[1], json={"route": "sql", "texts": [MARKS["feedback"]]}),
+        ]
+        assert [one.status_code for one in kept] == [200, 200], [one.text for one in kept]
+        refused = [
+            served.ask(texts[0], json={"texts": [MARKS["system"], 7]}),
+            served.ask(texts[0], json={"texts": [MARKS["user"]], MARKS["param"]: MARKS["tool"]}),
+            served.ask(texts[0], content=f'{{"texts": ["{MARKS["garbage"]}'.encode()),
+            served.ask(texts[1], json={"route": MARKS["model"], "texts": [MARKS["assistant"]]}),
+            served.ask(f"/admin/v1/routes/{MARKS['path']}/examples?{MARKS['query']}", json={"texts": ["x"]}),
+            served.ask(texts[0], json={"texts": [MARKS["secret"]]}, headers={"if-match": MARKS["type"]}),
+            served.ask(texts[0], json={"texts": [MARKS["secret"]]}, key=MARKS["wrongkey"]),
+        ]
+        assert [one.status_code for one in refused if one.status_code < 400] == []
+        metrics = served.ask("/metrics").text + httpx.get(f"{served.gateway.url}/health", timeout=DEADLINE).text
+        gateway = served.gateway
+    assert found_in(gateway.output + metrics) == []
+    holding = {name: found_in(rows) for name, rows in tables(served.home).items() if found_in(rows)}
+    assert "events" not in holding
+    assert {mark for marks in holding.values() for mark in marks} == {"prompt", "feedback"}
+    assert found_in((served.home / "decisions.jsonl").read_text(encoding="utf-8")) == []

@@ -108,11 +108,18 @@ def test_a_line_names_the_classifiers_and_the_exemplar_sets_digest(log: Decision
             "exemplars_digest": "e" * 64,
             "exemplar": "f" * 64,
             "request_id": "r-1",
+            "key_id": None,
             "outcome": "ok",
             "seconds": 0.25,
             "text": "hello",
         }
     ]
+
+
+def test_a_line_names_the_key_that_asked(log: DecisionLog, path: Path) -> None:
+    write(log, "ours")
+    log.write(LIVE, "r-2", "ok", 0.25, "theirs", key_id="k3y")
+    assert [line["key_id"] for line in lines(path)] == [None, "k3y"]
 
 
 def test_files_with_texts_are_their_owners_alone_also_where_they_were_not(path: Path, clock: Clock) -> None:

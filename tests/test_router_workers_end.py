@@ -7,24 +7,27 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 
 from adapters.home import Home
+from adapters.keys import ApiKey, KeyLimits
 from router.backends.echo import EchoBackend
 from router.backends.vllm.told import ToldEngines
 from router.cli import listen
 from router.errors import WorkersFailed
 from router.keys.principal import KeyRing
+from router.policy import Snapshot
 from router.settings import read_settings
 from router.workers.agreement import Agreement
 from router.workers.crew import MAX_STILLBORN, Crew
 from router.workers.messages import Hello
+from router.workers.process import Worker
 from tests.gateway_process import GatewayProcess
 from tests.unread_stream import port_of, read_to_the_end, unread_stream
 from tests.worker_processes import DEADLINE, is_running, stopped, wait_until, workers_of
@@ -176,10 +179,41 @@ def test_a_worker_that_does_not_answer_is_killed_and_replaced(tmp_path: Path) ->
     assert not workers_of(os.getpid())
 
 
-def agreement_of(home: Path) -> Agreement:
+def test_workers_are_told_the_keys_that_changed_and_a_new_one_all(tmp_path: Path) -> None:
+    def key(number: int, revoked_at: str | None = None) -> ApiKey:
+        return ApiKey(f"k{number}", f"app-{number}", "inference", None, KeyLimits(), "then", revoked_at, "00")
+
+    ring = KeyRing().updated(map(key, range(3)))
+    agreement, old, new = agreement_of(tmp_path, lambda: ring), Listening(1), Listening(2)
+    agreement.join(cast(Worker, old))
+    agreement.tell(Snapshot(1, "tiny", {}), [], lambda: None)
+    ring = ring.updated([key(1, revoked_at="now"), key(3)])
+    agreement.tell(Snapshot(2, "tiny", {}), [], lambda: None)
+    agreement.tell(Snapshot(3, "tiny", {}), [], lambda: None)
+    agreement.join(cast(Worker, new))
+    assert old.keys == [["k0", "k1", "k2"], ["k0", "k1", "k2"], ["k1", "k3"], []]
+    assert new.keys == [["k0", "k1", "k2", "k3"]]
+
+
+class Listening:
+    """A worker that keeps the ids of the keys it is told."""
+
+    serves, acknowledged = False, 0
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.keys: list[list[str]] = []
+        self.channel = self
+
+    def tell(self, what: str, body: dict[str, Any]) -> None:
+        if what == "told":
+            self.keys.append([one["id"] for one in body["keys"]])
+
+
+def agreement_of(home: Path, keys: Callable[[], KeyRing] = KeyRing) -> Agreement:
     engine = {"base": "tiny", "backend": "echo"}
     settings = read_settings(Home.at(home), {}, host="127.0.0.1", port=0, engine=engine)
-    return Agreement(Hello(0, settings, "tiny", None, loopback=True), KeyRing, ToldEngines)
+    return Agreement(Hello(0, settings, "tiny", None, loopback=True), keys, ToldEngines)
 
 
 async def nobody_asks(what: str, _body: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -37,6 +38,17 @@ try:
         admitted += 1
 except RateLimited:
     print(admitted)
+"""
+
+
+# Stops, as a debugger or the kernel stops a process, with the lock of a key's slot in its hand.
+STOPPED = """
+import os, signal, sys
+from router.workers.shared_limits import Table
+
+table = Table(int(sys.argv[1]), 2)
+table.lock(table.slot("k"))
+os.kill(os.getpid(), signal.SIGSTOP)
 """
 
 
@@ -129,6 +141,23 @@ def test_who_has_no_limits_is_counted_and_never_refused(worker: Callable[[int], 
     for asking in (ANONYMOUS, key("free")):
         assert not any(refused(limits, asking) for _ in range(50))
     assert [use.admitted for use in limits.uses] == [50, 50]
+
+
+def test_a_worker_that_is_stopped_while_it_counts_holds_up_no_other() -> None:
+    table = Table(new_table(), 0)
+    holder = subprocess.Popen([sys.executable, "-c", STOPPED, str(table.descriptor)], pass_fds=[table.descriptor])
+    try:
+        _, status = os.waitpid(holder.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        limits = SharedLimits(Table(table.descriptor, 1), clock=lambda: 1.0)
+        began = time.monotonic()
+        assert [refused(limits, key(requests_per_minute=1)) for _ in range(2)] == [False, True]
+        assert time.monotonic() - began < 10
+        assert [refused(limits, key("another", requests_per_minute=1)) for _ in range(2)] == [False, True]
+    finally:
+        holder.kill()
+        holder.wait()
+        table.close()
 
 
 def test_not_one_request_more_is_let_in_by_processes_that_ask_at_the_same_time() -> None:

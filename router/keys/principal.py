@@ -50,8 +50,12 @@ class KeyRing:
 
     def updated(self, changed: Iterable[ApiKey]) -> KeyRing:
         """With `changed` in the place of what those keys were."""
-        keys = {**self.keys, **{key.id: key for key in changed}}
-        in_force = {key.id: (bytes.fromhex(key.digest), _principal(key)) for key in keys.values() if not key.revoked_at}
+        keys, in_force = dict(self.keys), dict(self._principals)
+        for key in changed:
+            keys[key.id] = key
+            in_force.pop(key.id, None)
+            if not key.revoked_at:
+                in_force[key.id] = bytes.fromhex(key.digest), _principal(key)
         return KeyRing(keys, in_force)
 
     @property

@@ -120,8 +120,8 @@ class Agreement:
             self._waiting.popleft()[1]()
 
     def _told(self, snapshot: Snapshot, *, whole: bool) -> dict[str, Any]:
-        ring = self._keys()
-        keys = tuple(ring.keys.values()) if whole or ring is not self._keys_told else None
+        ring, before = self._keys(), KeyRing() if whole else self._keys_told
+        keys = () if ring is before else tuple(key for key in ring.keys.values() if before.keys.get(key.id) is not key)
         if not whole:
             self._keys_told = ring
         message: dict[str, Any] = shape(Told).dump_python(Told(self._sequence, snapshot, whole, keys), mode="json")

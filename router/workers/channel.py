@@ -56,9 +56,9 @@ class Channel:
         """Send a notice. One to a side that has ended is lost."""
         self._send({"what": what, "body": body})
 
-    async def ask(self, what: str, body: Document, *, seconds: float | None = None) -> Document:
+    async def ask(self, what: str, body: Document, *, seconds: float | None = ANSWER_SECONDS) -> Document:
         """What the other side answers. Raises what it raised, and `EngineUnavailable` where it ends before that, or
-        does not answer within `seconds`.
+        does not answer within `seconds`; `None` waits as long as it lives.
         """
         if not self.is_open:
             raise _gone()

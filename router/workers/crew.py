@@ -165,7 +165,7 @@ class Crew:
 
     async def _look_at(self, worker: Worker) -> None:
         try:
-            counts = await worker.channel.ask("counts", {})
+            counts = await worker.channel.ask("counts", {}, seconds=None)
         except EngineUnavailable:
             return  # it is gone
         worker.counts = counts["families"]

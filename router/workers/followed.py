@@ -83,7 +83,7 @@ class Followed:
 
     async def look(self) -> None:
         """Have the facts as they are now. Raises `EngineUnavailable` where the parent is gone."""
-        self.learn(await self._channel.ask("facts", {}, seconds=ANSWER_SECONDS))
+        self.learn(await self._channel.ask("facts", {}))
 
     def learn(self, facts: Document) -> None:
         self._facts = shape(Facts).validate_python(facts)
@@ -99,8 +99,8 @@ class Followed:
             snapshot.classifier_digest,
             snapshot.exemplars_digest,
         )
-        if told.keys is not None:
-            self.keys = KeyRing().updated(told.keys)
+        if told.whole or told.keys:
+            self.keys = (KeyRing() if told.whole else self.keys).updated(told.keys)
 
     def judge_with(self, classifier: str | None, exemplars: Document | None) -> None:
         """Follow what is wanted; `exemplars` only where they changed."""

@@ -30,15 +30,12 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What is in force from now on: all of it where `whole`, else its routes are those that changed.
-
-    `keys` are all that the registry has, `None` where none of them changed.
-    """
+    """What is in force from now on: all of it where `whole`, else its routes and its keys are those that changed."""
 
     sequence: int
     snapshot: Snapshot
     whole: bool
-    keys: tuple[ApiKey, ...] | None = None
+    keys: tuple[ApiKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

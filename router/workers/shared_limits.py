@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 from adapters.keys import KeyLimits
 
@@ -29,6 +30,8 @@ _COUNT = struct.Struct("=I")
 _RUNNING = _NAME.size + _METERS.size
 SLOT_BYTES = _RUNNING + (MAX_WORKERS + 1) * _COUNT.size
 _BLOCK_SLOTS = 1024  # read at once
+LOCK_TRIES = 1000
+LOCK_TRY_SECONDS = 0.00025  # between them: far longer in all than a busy machine lets a process wait for a core
 NO_LIMITS = KeyLimits()
 
 
@@ -73,8 +76,16 @@ class Table:
         return first * SLOT_BYTES
 
     def lock(self, start: int) -> None:
-        """Nobody else reads or writes the slot until `unlock`. Microseconds, so that an event loop may wait for it."""
-        fcntl.lockf(self.descriptor, fcntl.LOCK_EX, 1, start)
+        """Nobody else reads or writes the slot until `unlock`. Microseconds, so that an event loop may wait for it.
+
+        For one that was stopped while it held the lock, nobody stands still longer than `LOCK_TRIES` take: a count
+        may then be off by a request.
+        """
+        for _ in range(LOCK_TRIES):
+            with suppress(BlockingIOError):
+                fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, start)
+                return
+            time.sleep(LOCK_TRY_SECONDS)
 
     def unlock(self, start: int) -> None:
         fcntl.lockf(self.descriptor, fcntl.LOCK_UN, 1, start)

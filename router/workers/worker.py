@@ -28,7 +28,7 @@ from ..http.server import GatewayServer, Listening
 from ..settings import Settings
 from ..telemetry import Telemetry
 from .calls import CallClient
-from .channel import ANSWER_SECONDS, Channel, Document
+from .channel import Channel, Document
 from .followed import Followed, RemoteEngine
 from .messages import Hello, Told
 from .shapes import shape
@@ -126,7 +126,7 @@ class WorkerProcess:
         return feedback, admin, app
 
     async def _metrics_page(self) -> bytes:
-        page: str = (await self._channel.ask("metrics", {}, seconds=ANSWER_SECONDS))["page"]
+        page: str = (await self._channel.ask("metrics", {}))["page"]
         return page.encode()
 
     def _drain(self) -> None:

@@ -1,0 +1,42 @@
+"""Real vLLM engines for the soak: they share a store and a key, are killed, and come back on their ports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adapters.home import Home
+from tests.vllm_engine import VllmEngine
+
+from .engines import start_engine
+from .fault_ground import Ground
+
+
+@dataclass(slots=True)
+class RealEngine:
+    """One vLLM, as `fault_ground.Engine`."""
+
+    home: Home
+    name: str
+    running: VllmEngine
+
+    @property
+    def url(self) -> str:
+        return self.running.url
+
+    def slow_down(self) -> None:
+        """A real engine takes its time without being told."""
+
+    def kill(self) -> None:
+        if self.running.process.poll() is None:
+            self.running.kill()
+
+    def restart(self) -> None:
+        """On the same port; nothing is loaded."""
+        self.kill()
+        port = int(self.url.rpartition(":")[2])
+        self.running = start_engine(self.home, self.name, key=self.running.key, port=port)
+
+
+def two_real_engines(ground: Ground, *, key: str) -> list[RealEngine]:
+    """For `fault_ground.ground_in`: engines that take `key`."""
+    return [RealEngine(ground.home, name, start_engine(ground.home, name, key=key)) for name in ("first", "second")]
