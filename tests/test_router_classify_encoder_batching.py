@@ -26,20 +26,20 @@ def anyio_backend() -> str:
 
 @dataclass
 class GatedEncoder:
-    """Notes each batch, then waits for the gate; a text's vector is its number. `broken` makes it fail."""
+    """Notes each batch, then waits for the gate; a text's vector is its number. `broken` is raised instead."""
 
     ref: EncoderRef = field(default_factory=lambda: EncoderRef("gated", "0" * 64, "fp32", 1, 8))
     batches: list[list[str]] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
-    broken: bool = False
+    broken: Exception | None = None
     _entered: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def encode(self, texts: Sequence[str]) -> Floats:
         self.batches.append(list(texts))
         self._entered.release()
         assert self.gate.wait(30)
-        if self.broken:
-            raise EncoderUnavailable("broken")
+        if self.broken is not None:
+            raise self.broken
         return np.array([[float(text)] for text in texts], dtype=np.float32).reshape(len(texts), 1)
 
     async def entered(self) -> None:
@@ -134,14 +134,24 @@ async def test_beyond_its_bound_the_queue_refuses_with_429() -> None:
     assert wire_for(refused.value).status == 429
 
 
-async def test_an_error_reaches_its_own_batch_alone() -> None:
-    encoder = GatedEncoder(broken=True)
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(EncoderUnavailable("broken"), "broken"), (RuntimeError("a text of somebody's"), "fails: RuntimeError")],
+)
+async def test_an_error_reaches_its_own_batch_alone_and_is_said_once_without_a_text(
+    error: Exception, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = GatedEncoder(broken=error)
     async with busy(encoder) as (batched, first):
         encoder.gate.set()
-        with pytest.raises(EncoderUnavailable, match="broken"):
-            await first
-        encoder.broken = False
+        for failing in (first, batched.encode(["0"])):
+            with pytest.raises(EncoderUnavailable, match=told) as raised:
+                await failing
+            assert "somebody" not in str(raised.value)
+        encoder.broken = None
         assert (await batched.encode(["1"])).tolist() == [[1.0]]
+    (said,) = caplog.messages
+    assert said == f"the encoder gated fails: {type(error).__name__}; the base answers meanwhile"
 
 
 async def test_stopping_refuses_what_waits_and_leaves_no_thread_and_no_task() -> None:

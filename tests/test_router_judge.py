@@ -17,10 +17,10 @@ from router.classify.classifier import Classifier
 from router.classify.encoding import EncoderRef
 from router.classify.features import Floats
 from router.classify.fit import fit_classifier
-from router.classify.judge import Judge
+from router.classify.judge import AsyncEncoder, Judge
 from router.classify.memory import NEAR_DUPLICATE, Match, Memory, Recollection
 from router.classify.weighing import THRESHOLD, probability_of, weigh
-from router.errors import EncoderOverloaded
+from router.errors import EncoderOverloaded, EncoderUnavailable
 from router.types import Scores
 from tests.classifier_rows import Meanings, base_rows, routes_rows
 
@@ -202,6 +202,11 @@ class Overloaded(Letters):
         raise EncoderOverloaded("256 texts wait for the encoder, at most 256 may")
 
 
+class Failing(Letters):
+    async def encode(self, texts: Sequence[str]) -> Floats:  # type: ignore[override]  # as above
+        raise EncoderUnavailable("the encoder fails: RuntimeException")
+
+
 def test_the_encoder_is_not_asked_for_vectors_that_nothing_reads(fitted: Classifier) -> None:
     encoder = Loop()
     seen = [Exemplar(row.label, row.text, "operator") for row in routes_rows(30)[:3]]
@@ -210,10 +215,13 @@ def test_the_encoder_is_not_asked_for_vectors_that_nothing_reads(fitted: Classif
     assert encoder.batches == []
 
 
-def test_an_overloaded_encoder_that_only_memory_uses_refuses_nobody(fitted: Classifier) -> None:
+@pytest.mark.parametrize("encoder", [Overloaded(), Failing()], ids=["overloaded", "failing"])
+def test_an_encoder_that_gives_nothing_where_only_memory_uses_it_refuses_nobody(
+    fitted: Classifier, encoder: AsyncEncoder
+) -> None:
     memory = Memory.build([Exemplar("oil", OIL, "operator")], is_seen=fitted.has_row, encoder=Letters())
     for classifier in (fitted, None):
-        found = asyncio.run(Judge(classifier, memory, Overloaded()).decide([OIL]))
+        found = asyncio.run(Judge(classifier, memory, encoder).decide([OIL]))
         assert found is not None
         assert (found.route, found.exemplar) == ("oil", text_digest(OIL))
 
@@ -222,6 +230,11 @@ def test_an_overloaded_encoder_that_the_classifier_needs_refuses() -> None:
     judge = Judge(fit_classifier(routes_rows(10), encoder=Meanings()), Memory.build(()), Overloaded())
     with pytest.raises(EncoderOverloaded):
         asyncio.run(judge.decide([TABLE]))
+
+
+def test_where_the_encoder_that_the_classifier_needs_fails_nothing_is_judged_and_nothing_raised() -> None:
+    judge = Judge(fit_classifier(routes_rows(10), encoder=Meanings()), Memory.build(()), Failing())
+    assert asyncio.run(judge.decide([TABLE])) is None
 
 
 def test_without_an_encoder_a_decision_never_waits(fitted: Classifier) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from ..errors import EncoderOverloaded
+from ..errors import EncoderOverloaded, EncoderUnavailable
 from ..types import Scores
 from .classifier import BASE, MAX_EARLIER_TURNS, Classifier
 from .encoding import EncoderRef
@@ -44,15 +44,19 @@ class Judge:
         return self.memory.digest
 
     async def decide(self, turns: Sequence[str]) -> Scores | None:
-        """The scores of user turns, newest first; `None` where there is nothing to judge by.
+        """The scores of user turns, newest first; `None` where there is nothing to judge by, or the encoder that the
+        classifier needs fails: no request fails for it.
 
-        It waits only for vectors that something reads. Raises what the encoder raises; memory beside a classifier
-        that needs none does without them where too many texts wait.
+        It waits only for vectors that something reads. Raises `EncoderOverloaded` where too many texts wait; memory
+        beside a classifier that needs none does without vectors then, as where the encoder fails.
         """
         read = turns[: 1 + MAX_EARLIER_TURNS]
         if self.classifier is None and not self.memory.entries:
             return None
-        return self.judge(read, await self._vectors(read) if read else None)
+        try:
+            return self.judge(read, await self._vectors(read) if read else None)
+        except EncoderUnavailable:
+            return None
 
     def judge(self, turns: Sequence[str], vectors: Floats | None = None) -> Scores:
         """`TEXT_RULE`: the first turn that does not abstain, else the newest one's scores.
@@ -76,7 +80,7 @@ class Judge:
             return None
         try:
             return await self.encoder.encode(turns)
-        except EncoderOverloaded:
+        except (EncoderOverloaded, EncoderUnavailable):
             if needed:
                 raise
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from ...errors import EncoderOverloaded, EncoderUnavailable
 from ..encoding import Encoder, EncoderRef
 from ..features import Floats
 
+log = logging.getLogger("branchline.encoder")
 BATCH_TEXTS = 8  # a batch's first text waits for its last, so that larger ones would only add latency
 MAX_WAITING = 256  # short texts wait a quarter of a second then, the longest some seconds
 
@@ -37,6 +39,7 @@ class BatchedEncoder:
         self._running: asyncio.Future[Floats] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
         self._stopped = False
+        self._failing = False
 
     @property
     def ref(self) -> EncoderRef:
@@ -51,7 +54,7 @@ class BatchedEncoder:
         """(texts, dimension) float32, rows of length 1. Cancelled before its batch began, it costs nothing.
 
         Raises `EncoderOverloaded` where more than `max_waiting` texts would wait, `EncoderUnavailable` once
-        stopped, and what the encoder raises.
+        stopped and where the encoder fails, whatever at.
         """
         if self._stopped:
             raise EncoderUnavailable("the encoder has stopped")
@@ -89,12 +92,21 @@ class BatchedEncoder:
     def _done(self, batch: Sequence[_Request], ran: asyncio.Future[Floats]) -> None:
         self._running = None
         self._start()
-        error = ran.exception()
+        error = self._failed(ran.exception())
         start = 0
         for request in batch:
             end = start + len(request.texts)
             _settle(request, error or ran.result()[start:end])
             start = end
+
+    def _failed(self, error: BaseException | None) -> BaseException | None:
+        """Said once, until it works again, and without its message: a tokenizer's repeats the text."""
+        if error is not None and not self._failing:
+            log.error("the encoder %s fails: %s; the base answers meanwhile", self.ref.name, type(error).__name__)
+        self._failing = error is not None
+        if error is None or isinstance(error, EncoderUnavailable):
+            return error
+        return EncoderUnavailable(f"the encoder fails: {type(error).__name__}")
 
 
 def _size(batch: Sequence[_Request]) -> int:
