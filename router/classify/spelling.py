@@ -43,7 +43,7 @@ def spell_beforehand(words: Iterable[str], columns: Mapping[str, int]) -> dict[s
         if len(word) <= LONGEST_LOOKED_UP and WORD.fullmatch(word):
             terms = character_terms(word)
             if all(term in columns for term in terms):
-                found[word] = numbered(terms, columns, {}, 0, 1)
+                found[word] = array(NUMBER, [columns[term] for term in terms]).tobytes()
     return found
 
 
