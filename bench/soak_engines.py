@@ -39,4 +39,12 @@ class RealEngine:
 
 def two_real_engines(ground: Ground, *, key: str) -> list[RealEngine]:
     """For `fault_ground.ground_in`: engines that take `key`."""
-    return [RealEngine(ground.home, name, start_engine(ground.home, name, key=key)) for name in ("first", "second")]
+    found: list[RealEngine] = []
+    try:
+        for name in ("first", "second"):
+            found.append(RealEngine(ground.home, name, start_engine(ground.home, name, key=key)))
+    except BaseException:
+        for one in found:
+            one.kill()
+        raise
+    return found

@@ -57,9 +57,7 @@ async def drain(ground: Ground) -> list[str]:
     questions = [Question("sql", stream=number % 2 == 0, tokens=LONG) for number in range(DRAINED)]
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         running = [asyncio.create_task(ask(session, gateway.url, question)) for question in questions]
-        await asyncio.sleep(
-            0.3
-        )  # they are with the engines, which take half a second for the first byte, or long for the whole
+        await asyncio.sleep(0.3)  # they are with the engines, which take longer: stand-ins for the first byte alone
         gateway.signal(signal.SIGTERM)
         answers = await asyncio.gather(*running)
     code = await asyncio.to_thread(gateway.wait)

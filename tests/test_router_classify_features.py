@@ -134,6 +134,13 @@ def test_any_text_gives_finite_bounded_features(text: str, times: int) -> None:
     assert np.linalg.norm(sparse.values) <= math.sqrt(2) + 1e-5
 
 
+@pytest.mark.parametrize("sign", ["a", "İ", "?", "a ", "İ ", "\u0307"])
+def test_a_text_of_one_sign_over_and_over_is_counted_to_its_end(sign: str) -> None:
+    """Lower case makes two signs of İ."""
+    sparse = FITTED.transform(sign * 1_000_000)
+    assert np.isfinite(sparse.values).all()
+
+
 def test_of_a_huge_text_only_the_ends_are_read() -> None:
     middle = "x" * 3_000_000
     assert clip("A" * HEAD_CHARACTERS + middle + "B" * TAIL_CHARACTERS) == f"{'a' * 2000} {'b' * 2000}"

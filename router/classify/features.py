@@ -88,7 +88,7 @@ class Features:
         stands together.
         """
         numbers, counts = _distinct(self._numbers(clip(text)))
-        values = self.idf.take(numbers + 1, mode="clip") * _OF_COUNT.take(counts)
+        values = self.idf.take(numbers + 1, mode="clip") * _OF_COUNT.take(counts, mode="clip")
         first, middle, last = numbers.searchsorted(self.edges)
         for block in (values[:middle], values[middle:]):
             block /= math.sqrt(block @ block) or 1.0
