@@ -5,22 +5,26 @@
 Needs the data folder (`../shared/data` or $BRANCHLINE_DATA). `bench.forgetting_plan` is the plan. First the tuning
 tasks choose each arm's setting on dev rows, then the reported tasks are trained with it and scored on test rows,
 oracle-routed and routed by a classifier fitted on the tasks seen so far plus base. Everything is done through
-`branchline sequence` and `branchline classifier`; what is done is not done again. `--lanes` processes of one thread
-each share the arms.
+`branchline sequence` and `branchline classifier`, and what is done is not done again: what an arm and seed found
+is kept in `bench/results/forgetting/`, for other machines too, and the half-trained ones in `--work`. `--lanes`
+processes of one thread each share the arms and seeds.
 """
 
 import argparse
 import json
 import math
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from trainer.sequences.report import compare, summarise_arm
+
 from .data import find_data
+from .forgetting_kept import Kept
 from .forgetting_pictures import draw_pictures
 from .forgetting_plan import (
     CORE,
@@ -42,6 +46,7 @@ BASE = ROOT / "examples" / "quickstart" / "base"
 COVERAGE = "0.99"
 TOKENS = 600_000
 TUNING_TOKENS = 200_000
+REFERENCE = "sequential"
 READABLE = 0.2  # exact match below it says less than NLL, SCIENCE.md §7
 
 
@@ -53,10 +58,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of each task, padding not counted")
     parser.add_argument("--tuning-tokens", type=int, default=TUNING_TOKENS, help="of each tuning task")
     parser.add_argument("--lanes", type=int, default=2, help="processes side by side, one thread each")
-    parser.add_argument("--work", type=Path, default=ROOT / ".branchline" / "forgetting", help="keeps everything")
+    parser.add_argument("--work", type=Path, default=ROOT / ".branchline" / "forgetting", help="keeps checkpoints")
+    parser.add_argument("--report", action="store_true", help="train nothing: report what is kept")
     arguments = parser.parse_args()
     data = find_data() / "suite"
-    study = Study(arguments.work, data, arguments.lanes)
+    study = Study(arguments.work, data, arguments.lanes, trains=not arguments.report)
     chosen, trials = study.tune(CORE if arguments.arms == "core" else CORE + EXPLORATORY, arguments.tuning_tokens)
     seeds = tuple(arguments.seed or CORE_SEEDS)
     found = study.report(chosen, seeds, arguments.tokens)
@@ -68,32 +74,68 @@ def main() -> None:
 
 
 class Study:
-    """The study's folder, and the commands that fill it."""
+    """The study's folder, and the commands that fill it. What is kept (`Kept`) is not trained again; without `trains`
+    nothing is.
+    """
 
-    def __init__(self, work: Path, data: Path, lanes: int) -> None:
-        self.work, self.data, self.lanes = work, data, lanes
+    def __init__(self, work: Path, data: Path, lanes: int, *, trains: bool) -> None:
+        self.work, self.data, self.lanes, self.trains = work, data, lanes, trains
+        self.kept = Kept()
         work.mkdir(parents=True, exist_ok=True)
 
     def tune(self, arms: Sequence[Arm], tokens: int) -> tuple[dict[str, float], dict[str, Any]]:
-        """The value of each arm's knob, by `best_trial`. And the report of all trials, which shows how learning is
-        traded for keeping.
-        """
+        """The value of each arm's knob, by `best_trial`. And all trials: how each trades learning for keeping."""
         plan = self.plan(TUNING_TASKS, tuning_arms(arms), (0,), tokens) | {"split": "dev"}
-        found = self.sequence("tuning", plan)
-        chosen = {arm.name: best_trial(arm, found) for arm in arms}
-        (self.work / "chosen.json").write_text(json.dumps(chosen, indent=1), encoding="utf-8")
-        return chosen, found
+        left = [arm for arm in arms if self.kept.choice(arm.name, choice_plan(arm, tokens)) is None]
+        if left and self.trains:
+            self.sequence("tuning", plan, [(arm.trial(value), 0) for arm in left for value in arm.trials])
+            found = self.found("tuning")["arms"]
+            for arm in left:
+                trials = {arm.trial(value): {"summary": found[arm.trial(value)]["summary"]} for value in arm.trials}
+                choice = {"value": best_trial(arm, trials), "trials": trials}
+                self.kept.keep_choice(arm.name, choice_plan(arm, tokens), choice)
+        choices = {arm.name: self.kept.choice(arm.name, choice_plan(arm, tokens)) for arm in arms}
+        known = {name: choice for name, choice in choices.items() if choice is not None}
+        trials = {name: trial for choice in known.values() for name, trial in choice["trials"].items()}
+        return {name: choice["value"] for name, choice in known.items()}, trials
 
     def report(self, chosen: Mapping[str, float], seeds: Sequence[int], tokens: int) -> dict[str, Any]:
         """The reported tasks: the arms with a chosen setting; the exploratory ones with one seed."""
         arms = reported_arms(arms_of(CORE, chosen), chosen)
         single = {"seeds": [seeds[0]]}
         arms += [arm | single for arm in reported_arms(arms_of(EXPLORATORY, chosen), chosen)[1:]]
-        plan = self.plan(REPORTED_TASKS, arms, seeds, tokens) | {
-            "decisions": self.decisions(),
-            "reference": "sequential",
+        wanted = [(arm, seed) for seed in seeds for arm in arms if seed in arm.get("seeds", seeds)]
+        left = [(arm["name"], seed) for arm, seed in wanted if self.run(arm, seed, tokens) is None]
+        if left and self.trains:
+            plan = self.plan(REPORTED_TASKS, arms, seeds, tokens) | {
+                "decisions": self.decisions(),
+                "reference": REFERENCE,
+            }
+            plans = {arm["name"]: run_plan(arm, tokens) for arm in arms}
+            self.sequence("reported", plan, left, lambda arm, seed: self.keep(arm, seed, plans[arm]))
+        found = {
+            arm["name"]: summarise_runs({seed: self.run(arm, seed, tokens) for seed in arm.get("seeds", seeds)})
+            for arm in arms
         }
-        return self.sequence("reported", plan)
+        known = {name: arm for name, arm in found.items() if arm["seeds"]}
+        names = [task.replace("_", "-") for task in REPORTED_TASKS]
+        return {
+            "tasks": names,
+            "reference": REFERENCE,
+            "arms": known,
+            "comparisons": compare(known, REFERENCE),
+        }
+
+    def run(self, arm: Mapping[str, Any], seed: int, tokens: int) -> dict[str, Any] | None:
+        """What is kept of an arm and seed."""
+        return self.kept.run(arm["name"], seed, run_plan(arm, tokens))
+
+    def keep(self, arm: str, seed: int, plan: Mapping[str, object]) -> None:
+        """Keep what an arm and seed found."""
+        found = dict(self.found("reported")["arms"][arm])
+        run = found.pop("seeds")[str(seed)]
+        about = {key: found[key] for key in ABOUT}
+        self.kept.keep_run(arm, seed, plan, {"about": about, "found": run})
 
     def plan(
         self, tasks: Sequence[str], arms: Sequence[Mapping[str, object]], seeds: Sequence[int], tokens: int
@@ -115,20 +157,30 @@ class Study:
             "threads": 1,
         }
 
-    def sequence(self, out: str, plan: Mapping[str, object]) -> dict[str, Any]:
-        """Run what is left of a plan, its arms dealt to the lanes, and return the report."""
+    def sequence(
+        self,
+        out: str,
+        plan: Mapping[str, object],
+        jobs: Sequence[tuple[str, int]],
+        on_done: Callable[[str, int], None] = lambda arm, seed: None,
+    ) -> None:
+        """Train arms and seeds of a plan, the next one on the lane that is free; `on_done` is called after each."""
         file = self.work / f"{out}.yaml"
         file.write_text(yaml.safe_dump(dict(plan), sort_keys=False), encoding="utf-8")
         command = [BRANCHLINE, "sequence", str(file), "--out", str(self.work / out)]
-        arms = [str(arm["name"]) for arm in plan["arms"]]  # type: ignore[attr-defined]  # made by `plan`
 
-        def lane(number: int) -> None:
-            mine = [word for arm in arms[number :: self.lanes] for word in ("--arm", arm)]
-            if mine:
-                subprocess.run([*command, *mine], check=True, stdout=subprocess.DEVNULL)
+        def do(job: tuple[str, int]) -> None:
+            arm, seed = job
+            subprocess.run([*command, "--arm", arm, "--seed", str(seed)], check=True, stdout=subprocess.DEVNULL)
+            on_done(arm, seed)
 
         with ThreadPoolExecutor(self.lanes) as lanes:
-            list(lanes.map(lane, range(self.lanes)))
+            for one in [lanes.submit(do, job) for job in jobs]:
+                one.result()
+
+    def found(self, out: str) -> dict[str, Any]:
+        """The report of a plan."""
+        command = [BRANCHLINE, "sequence", str(self.work / f"{out}.yaml"), "--out", str(self.work / out)]
         printed = subprocess.run([*command, "--report", "--json"], check=True, stdout=subprocess.PIPE, text=True).stdout
         found: dict[str, Any] = json.loads(printed)
         return found
@@ -164,23 +216,44 @@ def arms_of(arms: Sequence[Arm], chosen: Mapping[str, float]) -> list[Arm]:
     return [arm for arm in arms if arm.name in chosen]
 
 
+ABOUT = ("mode", "family", "exploratory", "methods", "settings")
 PARTS = {"data": "train", "eval": "test", "dev": "dev"}
 
 
-def best_trial(arm: Arm, found: Mapping[str, Any]) -> float:
+def choice_plan(arm: Arm, tokens: int) -> dict[str, object]:
+    """What a choice depends on, as JSON has it."""
+    trials = [arm.plan(value, name=arm.trial(value)) for value in arm.trials]
+    return {"tasks": list(TUNING_TASKS), "settings": {**SHARED, "max_tokens": tokens}, "trials": trials}
+
+
+def run_plan(arm: Mapping[str, Any], tokens: int) -> dict[str, object]:
+    """What an arm's figures depend on beside the seed, as JSON has it."""
+    one = {key: value for key, value in arm.items() if key != "seeds"}
+    settings = {**SHARED, "max_tokens": tokens}
+    return {"tasks": list(REPORTED_TASKS), "settings": settings, "coverage": COVERAGE, "arm": one}
+
+
+def summarise_runs(runs: Mapping[int, Mapping[str, Any] | None]) -> dict[str, Any]:
+    """One arm's kept runs as a report has them."""
+    known = {str(seed): run for seed, run in runs.items() if run is not None}
+    about = next(iter(known.values()))["about"] if known else {}
+    return summarise_arm(about, {seed: run["found"] for seed, run in known.items()})
+
+
+def best_trial(arm: Arm, trials: Mapping[str, Any]) -> float:
     """The value with the best mean over all tasks after the last stage: of exact match where any trial of the arm
     reaches `READABLE`, else of NLL.
     """
-    exact = {value: final(found, arm.trial(value), "exact", worst=0.0) for value in arm.trials}
+    exact = {value: final(trials[arm.trial(value)], "exact", worst=0.0) for value in arm.trials}
     if max(exact.values()) >= READABLE:
         return max(exact, key=lambda value: exact[value])
-    nll = {value: final(found, arm.trial(value), "nll", worst=math.inf) for value in arm.trials}
+    nll = {value: final(trials[arm.trial(value)], "nll", worst=math.inf) for value in arm.trials}
     return min(nll, key=lambda value: nll[value])
 
 
-def final(found: Mapping[str, Any], arm: str, score: str, *, worst: float) -> float:
-    """Mean score over all tasks after the last stage; `worst` for an arm that diverged."""
-    measures = found["arms"][arm]["summary"]["oracle"][score]
+def final(trial: Mapping[str, Any], score: str, *, worst: float) -> float:
+    """Mean score over all tasks after the last stage; `worst` for a trial that diverged."""
+    measures = trial["summary"]["oracle"][score]
     return float(measures["average"]["mean"]) if measures else worst
 
 

@@ -29,9 +29,15 @@ def draw_pictures(found: Mapping[str, Any], folder: Path = FOLDER) -> list[Path]
 
 def _pictures(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     done = finished_arms(found)
+    whole = {name: only for name, arm in done.items() if (only := with_matrices(arm))["seeds"]}
     yield from zip(("retention", "average"), frontiers(done), strict=False)
-    drawn = {"progress": progress_of_arms(done, len(found["tasks"])), "omega": omega(done)}
+    drawn = {"progress": progress_of_arms(whole, len(found["tasks"])), "omega": omega(whole)}
     yield from ((name, picture) for name, picture in drawn.items() if picture is not None)
     for name in MATRICES:
-        if name in done:
-            yield f"matrix-{name}", heat_map(mean_matrix(done[name], "exact"), found["tasks"], nll=False)
+        if name in whole:
+            yield f"matrix-{name}", heat_map(mean_matrix(whole[name], "exact"), found["tasks"], nll=False)
+
+
+def with_matrices(arm: Mapping[str, Any]) -> dict[str, Any]:
+    """The arm with only the seeds whose R is kept."""
+    return {**arm, "seeds": {seed: one for seed, one in arm["seeds"].items() if one["R"] is not None}}

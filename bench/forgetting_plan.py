@@ -17,7 +17,7 @@ against .333). The rule in force is the one by which the metrics are compared to
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Mode = Literal["base", "isolated", "shared", "joint"]
 TUNING_TASKS = ("django_code", "math_equation", "text2sql")
@@ -48,13 +48,13 @@ class Arm:
         """Whether the trials vary a method's weight, not the learning rate."""
         return any("{}" in method for method in self.methods)
 
-    def plan(self, value: float | None, *, name: str | None = None) -> dict[str, object]:
+    def plan(self, value: float | None, *, name: str | None = None) -> dict[str, Any]:
         """The arm as `branchline sequence` reads it, with `value` on its knob."""
         settings = {"lr": LEARNING_RATE, **dict(self.settings)}
         if value is not None and not self.has_weight:
             settings["lr"] = value
         methods = [method.replace("{}", f"{value:g}") if value is not None else method for method in self.methods]
-        plan = {"name": name or self.name, "family": self.name, "mode": self.mode, "settings": settings}
+        plan: dict[str, Any] = {"name": name or self.name, "family": self.name, "mode": self.mode, "settings": settings}
         return plan | {"methods": methods, "exploratory": self.exploratory}
 
     def trial(self, value: float) -> str:
@@ -84,11 +84,11 @@ EXPLORATORY = (
 BASE = Arm("base", "base")
 
 
-def tuning_arms(arms: Sequence[Arm]) -> list[dict[str, object]]:
+def tuning_arms(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     """Every arm with every trial."""
     return [arm.plan(value, name=arm.trial(value)) for arm in arms for value in arm.trials]
 
 
-def reported_arms(arms: Sequence[Arm], chosen: Mapping[str, float]) -> list[dict[str, object]]:
+def reported_arms(arms: Sequence[Arm], chosen: Mapping[str, float]) -> list[dict[str, Any]]:
     """Every arm with the value that was chosen for it, and the base."""
     return [BASE.plan(None), *(arm.plan(chosen[arm.name]) for arm in arms)]

@@ -21,7 +21,7 @@ def study_rows(chosen: Mapping[str, float], trials: Mapping[str, Any], found: Ma
     for name, arm in found["arms"].items():
         rows += arm_rows(name, arm)
     rows += comparison_rows(found)
-    for name, arm in trials["arms"].items():
+    for name, arm in trials.items():
         rows += frontier_rows(name, arm)
     return rows + [Row(f"{name}: chosen on the tuning tasks", value, "", "knob") for name, value in chosen.items()]
 

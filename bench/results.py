@@ -35,15 +35,18 @@ def write_results(name: str, title: str, rows: Sequence[Row], command: str) -> P
     document = {
         "title": title,
         "command": command,
-        "commit": _commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": _machine(),
+        **provenance(),
         "rows": [asdict(row) for row in rows],
     }
     path = FOLDER / f"{name}.json"
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     render_page()
     return path
+
+
+def provenance() -> dict[str, str]:
+    """What every result names: commit, date and machine."""
+    return {"commit": _commit(), "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": _machine()}
 
 
 def render_page() -> None:

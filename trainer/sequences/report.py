@@ -60,10 +60,8 @@ def report_table(found: Mapping[str, Any]) -> tuple[Sequence[str], list[Sequence
     return header, rows
 
 
-def _arm(
-    config: SequenceConfig, arm: ArmPlan, folder: SequenceFolder, base: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    seeds = {str(seed): _seed(config, arm, seed, folder, base) for seed in config.seeds_of(arm)}
+def summarise_arm(about: Mapping[str, object], seeds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What an arm's seeds found: `about` it, each seed, and the means of the finished ones with intervals."""
     finished = [one for one in seeds.values() if one["finished"]]
     summary: dict[str, Any] = {
         way: {
@@ -73,16 +71,20 @@ def _arm(
         for way in WAYS
     }
     summary["regret"] = _means([one["regret"] for one in finished if one["regret"]])
-    return {
+    return {**about, "finished": len(finished), "seeds": seeds, "summary": summary}
+
+
+def _arm(
+    config: SequenceConfig, arm: ArmPlan, folder: SequenceFolder, base: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    about = {
         "mode": arm.mode,
         "family": arm.family or arm.name,
         "exploratory": arm.exploratory,
         "methods": [one.model_dump(mode="json") for one in arm.methods],
         "settings": dict(arm.settings),
-        "finished": len(finished),
-        "seeds": seeds,
-        "summary": summary,
     }
+    return summarise_arm(about, {str(seed): _seed(config, arm, seed, folder, base) for seed in config.seeds_of(arm)})
 
 
 def _seed(
