@@ -27,11 +27,14 @@ from adapters.store import Store
 from adapters.types import AdapterVersion
 from bench.adapter_folder import write_adapter
 from router.backends.vllm.backend import Engine, VllmBackend
+from router.backends.vllm.client import FixedAddress
+from router.backends.vllm.replica import STANDS_STILL
 from router.backends.vllm.rhythm import Rhythm
 from router.backends.vllm.watch import HANGS
 from router.errors import AdapterUnavailable, EngineFailed, EngineUnavailable, InvalidRequest, NotApplied
 from router.types import Call, Endpoint, Reply
 from tests.backend_contract import close, document, frames, idle, streamed_text
+from tests.programmable_engine import ProgrammableEngine, engines
 from tests.vllm_engine import BASE_ID, POCKET_BASE, VllmEngine, needs_vllm, vllm_engine
 
 pytestmark = [needs_vllm, pytest.mark.timeout(600)]
@@ -270,6 +273,35 @@ def test_a_core_that_stands_still_is_found_while_the_engine_says_it_is_healthy(s
             await close(await backend.open(endless))
         finally:
             await backend.stop()
+
+    served.run(scenario())
+
+
+def test_what_a_core_that_stands_still_has_not_begun_is_answered_by_another_engine(served: Served) -> None:
+    async def scenario() -> None:
+        other = ProgrammableEngine(plugin=False)
+        other.models = [BASE_ID]
+        async with engines(other):
+            places = Engine("one", served.place), Engine("two", FixedAddress(other.url, other.key))
+            rhythm = Rhythm(look_seconds=0.1, quiet_seconds=1.0, still_seconds=1.0)
+            backend = VllmBackend(BASE_ID, places, rhythm=rhythm)
+            await backend.start()
+            try:
+                while any(one.state != "up" for one in backend.engines):
+                    await backend.until_changed()
+                await backend.drain("two")
+                with stopped_core(served.engine):
+                    waiting = asyncio.create_task(backend.open(Call("chat/completions", BASE_ID, chat(), False, "r-3")))
+                    await asyncio.sleep(0)
+                    assert backend.engines[0].outstanding == 1
+                    await backend.resume("two")
+                    said = b"".join([piece async for piece in (await waiting).body])
+                    assert json.loads(said)["choices"][0]["message"]["content"] == f"[{BASE_ID}]"
+                    assert (backend.engines[0].state, backend.engines[0].problem) == ("up", STANDS_STILL)
+                while backend.engines[0].problem:
+                    await backend.until_changed()
+            finally:
+                await backend.stop()
 
     served.run(scenario())
 

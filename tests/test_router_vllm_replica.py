@@ -13,10 +13,22 @@ from aiohttp import web
 from router.backends.vllm.backend import Engine, VllmBackend
 from router.errors import EngineFailed, EngineUnavailable
 from tests.backend_contract import close
-from tests.programmable_engine import BASE_ID, DEADLINE, ProgrammableEngine, engines, frames, hang, stream
-from tests.vllm_backends import CALM, Running, chat, check, version
+from tests.programmable_engine import (
+    BASE_ID,
+    DEADLINE,
+    Order,
+    ProgrammableEngine,
+    answer,
+    engines,
+    frames,
+    hang,
+    stream,
+    waiting_for,
+)
+from tests.vllm_backends import CALM, Running, chat, check, taken, version
 
 SQL = version(1)
+AT_ONCE = {"quiet_seconds": 0.02, "still_seconds": 0.02}
 FIRST, *REST = frames(BASE_ID, "hello")
 
 
@@ -158,6 +170,98 @@ def test_calls_of_a_core_that_hangs_are_answered_by_another_engine() -> None:
         await asyncio.gather(*waiting, return_exceptions=True)
 
     check(scenario, ProgrammableEngine(), ProgrammableEngine(), stall_seconds=0.5, core_seconds=0.1)
+
+
+@pytest.mark.parametrize(("streams", "then"), [(True, stream(FIRST, *REST)), (False, answer(b'{"choices": []}'))])
+def test_calls_of_an_engine_that_stands_still_are_answered_by_another_and_it_stays_up(
+    streams: bool, then: Order
+) -> None:
+    async def scenario(running: Running) -> None:
+        orders = iter((hang, then))
+
+        async def act(request: web.Request) -> web.StreamResponse:
+            return await next(orders)(request)
+
+        for engine in running.engines:
+            engine.order(act)
+        waiting = asyncio.create_task(running.backend.open(chat(stream=streams)))
+        still, other = await taken(running)
+        await (await waiting).body.__anext__()
+        assert (len(still.calls), len(other.calls)) == (1, 1)
+        await still.until(lambda: still.gone == 1)
+        await running.until(lambda: running.status(still).problem is None)  # it answers a token: it is asked again
+        assert running.status(still).state == "up"
+
+    check(scenario, ProgrammableEngine(), ProgrammableEngine(), **AT_ONCE)
+
+
+def test_an_engine_that_stands_still_keeps_its_calls_where_no_other_can_answer_them() -> None:
+    async def scenario(running: Running) -> None:
+        first, second = running.engines
+        second.broken.add(SQL.engine_name)
+        await running.load(SQL)
+        gate = asyncio.Event()
+        first.order(waiting_for(gate, stream(*frames(SQL.engine_name))))
+        waiting = asyncio.create_task(running.backend.open(chat(SQL.engine_name, stream=True)))
+        await first.until(lambda: len(first.calls) == 1)
+        await first.until(lambda: core_checks(first) == 1)  # that is how far it went
+        gate.set()
+        reply = await waiting
+        assert b"".join([part async for part in reply.body]).endswith(b"data: [DONE]\n\n")
+        assert (len(first.calls), len(second.calls), first.gone) == (1, 0, 0)
+
+    check(scenario, ProgrammableEngine(), ProgrammableEngine(), **AT_ONCE)
+
+
+def test_a_call_that_takes_long_everywhere_is_moved_once() -> None:
+    async def scenario(running: Running) -> None:
+        for engine in running.engines:
+            engine.order(hang, hang)
+        waiting = asyncio.create_task(running.backend.open(chat()))
+        first, second = await taken(running)
+        await second.until(lambda: len(second.calls) == 1)
+        await second.until(lambda: core_checks(second) >= 3)  # stood still again and again
+        assert (len(first.calls), len(second.calls), second.gone) == (1, 1, 0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    check(scenario, ProgrammableEngine(), ProgrammableEngine(), **AT_ONCE)
+
+
+def test_an_engine_whose_counters_move_keeps_its_calls_however_long_they_take() -> None:
+    async def scenario(running: Running) -> None:
+        for engine in running.engines:
+            engine.works = True
+            engine.order(hang)
+        waiting = asyncio.create_task(running.backend.open(chat()))
+        first, second = await taken(running)
+        looks = first.tokens
+        await first.until(lambda: first.tokens > looks + 20)
+        assert running.status(first).problem is None
+        assert (len(first.calls), len(second.calls)) == (1, 0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    check(scenario, ProgrammableEngine(), ProgrammableEngine(), **AT_ONCE)
+
+
+def test_a_slow_reader_of_an_answer_is_no_engine_that_stands_still() -> None:
+    async def scenario(running: Running) -> None:
+        gate = asyncio.Event()
+        running.first.order(stream(FIRST, gate, *REST))
+        reply = await running.backend.open(chat(stream=True))
+        checks = running.first.health_checks
+        await running.first.until(lambda: running.first.health_checks > checks + 20)
+        assert core_checks(running.first) == 0
+        gate.set()
+        await close(reply)
+
+    check(scenario, **AT_ONCE)
+
+
+def core_checks(engine: ProgrammableEngine) -> int:
+    """How often it was asked for one token, to see whether it answers anything."""
+    return sum(one.headers.get("x-request-id", "").startswith("branchline-core.") for one in engine.seen)
 
 
 def test_an_engine_that_is_only_slow_stays_up() -> None:

@@ -12,6 +12,7 @@ from threading import Thread
 
 import httpx
 import pytest
+from aiohttp import web
 
 from adapters.home import Home
 from adapters.registry import Registry
@@ -21,8 +22,8 @@ from router.errors import AdapterUnavailable, EngineFailed, EngineUnavailable
 from router.workers.shapes import shape
 from tests.gateway_parts import make_stock
 from tests.gateway_process import branchline, serving
-from tests.programmable_engine import BASE_ID, DEADLINE, ProgrammableEngine, error, frames, reset, stream
-from tests.vllm_backends import Running, chat, check, version
+from tests.programmable_engine import BASE_ID, DEADLINE, ProgrammableEngine, answer, error, frames, hang, reset, stream
+from tests.vllm_backends import Running, chat, check, taken, version
 from tests.worker_processes import stopped, workers_of
 
 SQL = version(1)
@@ -182,6 +183,28 @@ def test_answers_that_have_begun_end_when_the_parent_finds_their_engine_hanging(
                 await anext(reply.body)
 
     worker_check(scenario)
+
+
+def test_a_call_that_waits_for_an_engine_which_stands_still_is_moved_by_the_worker() -> None:
+    async def scenario(worker: Worker) -> None:
+        orders = iter((hang, answer(b'{"choices": []}')))
+
+        async def act(request: web.Request) -> web.StreamResponse:
+            return await next(orders)(request)
+
+        for engine in worker.running.engines:
+            engine.order(act)
+        text = asyncio.create_task(worker.text())
+        await taken(worker.running)
+        worker.running.backend.works(1, worker.engines.work())
+        still = next(one for one in worker.running.backend._pool.replicas if one.traffic.waiting)
+        still.stall()  # as `Watch` does, which asks `waiting`
+        worker.follow()
+        assert await text == b'{"choices": []}'
+        worker.running.backend.works(1, worker.engines.work())
+        assert still.traffic.waiting == 0
+
+    worker_check(scenario, ProgrammableEngine(), ProgrammableEngine())
 
 
 def test_the_parent_counts_what_engines_work_on_for_workers_until_they_are_gone() -> None:

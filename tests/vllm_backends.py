@@ -17,7 +17,7 @@ from router.types import Call, EngineStatus
 from tests.programmable_engine import BASE_ID, DEADLINE, FINGERPRINT, ProgrammableEngine, engines
 
 # Looks all the time, and is patient with all that a test is not about.
-CALM = Rhythm(look_seconds=0.01, identify_every=1, stall_seconds=600.0, retry_seconds=0.01)
+CALM = Rhythm(look_seconds=0.01, identify_every=1, quiet_seconds=600.0, stall_seconds=600.0, retry_seconds=0.01)
 STORE = "/mnt/store"
 
 
@@ -66,6 +66,16 @@ def check(scenario: Scenario, *programmable: ProgrammableEngine, **rhythm: float
             await scenario(running)
 
     asyncio.run(run())
+
+
+async def taken(running: Running) -> tuple[ProgrammableEngine, ProgrammableEngine]:
+    """The engine of two that has the one call, and the other."""
+    looking = [asyncio.ensure_future(one.until(lambda one=one: len(one.calls) == 1)) for one in running.engines]  # type: ignore[misc]
+    await asyncio.wait(looking, return_when=asyncio.FIRST_COMPLETED)
+    for one in looking:
+        one.cancel()
+    first, second = sorted(running.engines, key=lambda engine: -len(engine.calls))
+    return first, second
 
 
 @asynccontextmanager

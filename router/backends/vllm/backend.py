@@ -164,7 +164,7 @@ class VllmBackend:
         """Another process tells what the engines do for it; an empty mapping when it is gone."""
         for replica in self._pool.replicas:
             told = work.get(replica.name, Work())
-            replica.traffic.elsewhere(process, told.outstanding, told.heard_seconds_ago)
+            replica.traffic.elsewhere(process, told.outstanding, told.waiting, told.heard_seconds_ago)
             self._pool.used(replica, told.used)
 
     def look(self) -> None:

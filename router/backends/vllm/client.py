@@ -40,6 +40,10 @@ class EngineBroke(EngineUnavailable):
     """It was given the request, and then broke the connection or went down."""
 
 
+class EngineStalled(EngineUnavailable):
+    """It does nothing; the request was taken from it, for another engine."""
+
+
 class Address(Protocol):
     """Where an engine is. All three may change while it lives: a managed engine gets a new port with each start."""
 

@@ -68,17 +68,18 @@ class FollowedReplica(Replica):
             self.severed = told.severed
             self.traffic.end(streams=True)
         self.went(told.state, told.problem)
+        self.stalled = told.stalled
 
-    async def open(self, call: Call) -> Reply:
+    async def open(self, call: Call, *, stays: bool = False) -> Reply:
         self._used.pop(call.engine_name, None)
         self._used[call.engine_name] = None
-        return await super().open(call)
+        return await super().open(call, stays=stays)
 
     def work(self) -> Work:
         """What the parent is told of it, each use once."""
         used, self._used = {**self._used, **self.traffic.busy}, {}
         heard_seconds_ago = asyncio.get_running_loop().time() - self.traffic.heard_at
-        return Work(self.traffic.outstanding, heard_seconds_ago, tuple(used))
+        return Work(self.traffic.outstanding, self.traffic.waiting, heard_seconds_ago, tuple(used))
 
 
 class FollowedEngines(Spread[None]):
@@ -101,6 +102,7 @@ class FollowedEngines(Spread[None]):
         self.replicas = tuple(self._known[one.name] for one in told.engines)
         self._held.clear()
         self._held.update(dict.fromkeys(told.held))
+        self._leave_the_stalled()
 
     def work(self) -> WorkOfEngines:
         """What each engine does for this worker."""
@@ -111,9 +113,9 @@ class FollowedEngines(Spread[None]):
         for replica in self._known.values():
             await replica.close()
 
-    async def _open_on(self, replica: Replica, call: Call) -> Reply:
+    async def _open_on(self, replica: Replica, call: Call, *, stays: bool) -> Reply:
         try:
-            return await replica.open(call)
+            return await replica.open(call, stays=stays)
         except AdapterUnavailable as error:
             try:
                 await self._lacks(replica.name, call.engine_name)
@@ -121,4 +123,4 @@ class FollowedEngines(Spread[None]):
                 raise error from None  # the parent is gone
             if not (isinstance(error, UnknownName) and replica.is_plain):
                 raise
-        return await replica.open(call)
+        return await replica.open(call, stays=stays)

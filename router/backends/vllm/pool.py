@@ -88,6 +88,7 @@ class Pool(Spread[Held]):
         """Something happened to `replica`: whoever waits looks again, and what it lacks is loaded."""
         self._changed.set()
         self._changed = asyncio.Event()
+        self._leave_the_stalled()
         behind = replica.state == "up" and self._caught_up.get(replica.name) != replica.starts
         if behind and replica.name not in self._catching_up:
             self._catching_up.add(replica.name)
@@ -101,9 +102,9 @@ class Pool(Spread[Held]):
         self._held.clear()
         await self._background.stop()
 
-    async def _open_on(self, replica: Replica, call: Call) -> Reply:
+    async def _open_on(self, replica: Replica, call: Call, *, stays: bool) -> Reply:
         try:
-            return await replica.open(call)
+            return await replica.open(call, stays=stays)
         except UnknownName:
             held = self._held.get(call.engine_name)
             if not replica.is_plain or held is None:
@@ -112,7 +113,7 @@ class Pool(Spread[Held]):
         problem = await self._load_on(replica, held)  # it restarted unseen
         if problem is not None:
             raise problem
-        return await replica.open(call)
+        return await replica.open(call, stays=stays)
 
     async def _load_on(self, replica: Replica, held: Held) -> BranchlineError | None:
         """The load goes on where who waits for it is cancelled: a load cut short leaves a second one in vLLM."""

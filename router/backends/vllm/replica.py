@@ -19,7 +19,7 @@ from ...errors import AdapterUnavailable, EngineFailed, EngineOverloaded, NotApp
 from ...types import Call, EngineState, EngineStatus, Reply
 from .answers import Said, clean
 from .breaker import Breaker
-from .client import Address, EngineClient
+from .client import Address, EngineClient, EngineStalled
 from .identity import Identity
 from .proof import prove
 from .residents import Residents
@@ -27,6 +27,7 @@ from .rhythm import Rhythm
 from .told import ToldAddress, ToldEngine
 from .traffic import Traffic
 
+STANDS_STILL = "calls wait and it does nothing: others are asked first"
 log = logging.getLogger("branchline.vllm")
 
 
@@ -72,6 +73,7 @@ class Replica:
         self._drained = False
         self.starts = 0
         self.severed = 0  # how often answers that had begun were ended
+        self.stalled = False  # calls wait, and it does nothing
         self._residents = Residents()
         self._breaker = Breaker(first_seconds=rhythm.breaker_seconds)
         self._loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -93,7 +95,7 @@ class Replica:
             outstanding=self.traffic.outstanding,
             resident=len(self._residents),
             restarts=max(0, self.starts - 1),
-            problem=self._problem or (None if self.is_trusted() else "its last calls failed: others are asked first"),
+            problem=self._problem or self._distrust,
             base_fingerprint=self.identity.base_fingerprint if self.identity else None,
         )
 
@@ -109,6 +111,7 @@ class Replica:
             self.starts,
             self.severed,
             self._residents.names,
+            self.stalled,
         )
 
     @property
@@ -129,16 +132,19 @@ class Replica:
         return engine_name == self._base_id or self._residents.is_active(engine_name)
 
     def is_trusted(self) -> bool:
-        """Whether it has not failed again and again just now."""
-        return self._breaker.allows(time.monotonic())
+        """Whether it has not failed again and again just now, and does something."""
+        return not self.stalled and self._breaker.allows(time.monotonic())
 
-    async def open(self, call: Call) -> Reply:
-        """Begin a call here; raises what `EngineClient.begin` raises."""
+    async def open(self, call: Call, *, stays: bool = False) -> Reply:
+        """Begin a call here; raises what `Traffic.open` raises."""
         if self.is_trusted():
             self._breaker.begin()
         self._residents.touch(call.engine_name)
         try:
-            reply = await self.traffic.open(call, self._failed)
+            reply = await self.traffic.open(call, self._failed, stays=stays)
+        except EngineStalled:
+            self._breaker.abandon()
+            raise
         except EngineFailed:
             self._failed()
             raise
@@ -199,15 +205,31 @@ class Replica:
         self.identity = identity
         self._become("up", None)
 
+    def stall(self) -> None:
+        """Calls wait, and it does nothing: others are asked first, and what has not begun goes to them."""
+        if not self.stalled:
+            log.warning("%s stands still: %d calls wait for it", self.name, self.traffic.waiting)
+            self.stalled = True
+            self._on_change(self)
+
+    def moves(self) -> None:
+        """It does something after all, or anew."""
+        if self.stalled:
+            log.info("%s stands still no longer", self.name)
+            self.stalled = False
+            self._on_change(self)
+
     def went(self, state: EngineState, problem: str | None, *, end_streams: bool = False) -> None:
         """It does not take calls now, because of `problem`. Down: what has not begun is given up."""
         self.severed += end_streams
         if state == "down":
+            self.stalled = False
             self.traffic.end(streams=end_streams)
         self._become(state, problem)
 
     def forget_all(self) -> None:
         """Its keeper started it anew: nothing that was known of it holds, nothing that was asked is answered."""
+        self.stalled = False
         self.identity = None
         self._residents = Residents()
         self.traffic.end(streams=False)
@@ -260,6 +282,13 @@ class Replica:
     async def _ask(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
         request_id = f"branchline-{secrets.token_hex(4)}"
         return await self.traffic.ask(path, body, seconds=self.rhythm.load_seconds, request_id=request_id)
+
+    @property
+    def _distrust(self) -> str | None:
+        """Why others are asked first."""
+        if self.stalled:
+            return STANDS_STILL
+        return None if self.is_trusted() else "its last calls failed: others are asked first"
 
     def _failed(self) -> None:
         self._breaker.fail(time.monotonic())

@@ -11,7 +11,7 @@ from adapters.errors import BranchlineError
 
 from ...errors import AdapterUnavailable, EngineFailed, EngineOverloaded, EngineUnavailable
 from ...types import Call, Reply
-from .client import EngineBroke
+from .client import EngineBroke, EngineStalled
 from .replica import Replica
 
 MAX_FAILURES = 2  # engines that may fail at one call: what two could not survive shall not reach the others
@@ -30,7 +30,8 @@ class Spread(Generic[Kept]):
     async def open(self, call: Call) -> Reply:
         """Begin `call` where it is answered soonest; where that fails before a byte came, on another engine.
 
-        An engine that cannot be reached or takes no call is passed over; at most `MAX_FAILURES` may fail at it.
+        An engine that cannot be reached or takes no call is passed over; at most `MAX_FAILURES` may fail at it. From
+        one that stands still it goes to another, once: what takes long everywhere shall not wander about.
         Raises what the last engine raised, `AdapterUnavailable` where none has the version, `EngineUnavailable` where
         none is up.
         """
@@ -38,11 +39,14 @@ class Spread(Generic[Kept]):
             self._held.move_to_end(call.engine_name)
         tried: set[str] = set()
         problem: BranchlineError | None = None
-        failures = 0
+        failures, stays = 0, False
         while failures < MAX_FAILURES and (replica := self._choose(call.engine_name, tried)) is not None:
             tried.add(replica.name)
             try:
-                return await self._open_on(replica, call)
+                return await self._open_on(replica, call, stays=stays)
+            except EngineStalled as error:
+                problem, stays = error, True
+                tried.clear()  # where there is no other after all, it goes back
             except (EngineFailed, EngineOverloaded, AdapterUnavailable) as error:
                 problem = error
                 failures += _failed_at_it(error)
@@ -54,9 +58,16 @@ class Spread(Generic[Kept]):
             replica.state == "up" and replica.has(engine_name) for replica in self.replicas
         )
 
-    async def _open_on(self, replica: Replica, call: Call) -> Reply:
+    async def _open_on(self, replica: Replica, call: Call, *, stays: bool) -> Reply:
         """One try; raises what `Replica.open` raises."""
-        return await replica.open(call)
+        return await replica.open(call, stays=stays)
+
+    def _leave_the_stalled(self) -> None:
+        """Calls that wait for an engine which stands still go where another one can answer them."""
+        others = [one for one in self.replicas if one.state == "up" and one.is_trusted()]
+        for stalled in self.replicas:
+            if stalled.stalled:
+                stalled.traffic.move(lambda name: any(one.has(name) for one in others))
 
     def _choose(self, engine_name: str, tried: set[str]) -> Replica | None:
         """The engine with the fewest calls that has the version ready; each name has its favourite among equals.

@@ -32,14 +32,17 @@ class ToldEngine:
     starts: int
     severed: int
     residents: tuple[str, ...]
+    stalled: bool = False
 
 
 class Work(NamedTuple):
-    """What an engine does for a process that opens calls by itself: how many of them, how many seconds ago it was
-    heard, and the versions used since that was told last, by engine name, the most recently used one last.
+    """What an engine does for a process that opens calls by itself: how many of them, how many of these it has not
+    begun to answer, how many seconds ago it was heard, and the versions used since that was told last, by engine name,
+    the most recently used one last.
     """
 
     outstanding: int = 0
+    waiting: int = 0
     heard_seconds_ago: float = 0.0
     used: tuple[str, ...] = ()
 

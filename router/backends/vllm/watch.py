@@ -12,6 +12,7 @@ from ...errors import EngineFailed, EngineUnavailable, RouterError
 from .client import Address, EngineSilent
 from .identity import Identity, identify, work_done
 from .replica import Replica
+from .standstill import Standstill
 
 HANGS = "it accepts requests and answers none"
 log = logging.getLogger("branchline.vllm")
@@ -57,6 +58,7 @@ class Watch:
         self._looks = 0
         self._misses = 0
         self._hangs = False
+        self._standstill = Standstill()
         self._core_check: asyncio.Task[None] | None = None
 
     def wake(self) -> None:
@@ -90,6 +92,7 @@ class Watch:
             self._replica.went(self._keeper.state, self._keeper.problem)
         else:
             await self._look_at_health()
+            await self._look_at_work()
             self._look_at_core()
 
     async def _look_at_health(self) -> None:
@@ -150,12 +153,29 @@ class Watch:
         if self._misses >= self._rhythm.misses:
             self._replica.went("down", "it does not answer health checks", end_streams=True)
 
+    async def _look_at_work(self) -> None:
+        """Does it do anything for the calls that wait? vLLM may stand still for a minute, and then go on."""
+        if not self._is_quiet():
+            self._standstill.forget()
+            return
+        with suppress(EngineUnavailable):  # the next health check sees it too
+            work = await work_done(self._replica.client, seconds=self._rhythm.health_seconds)
+            still = self._standstill.seconds(work, asyncio.get_running_loop().time())
+            if still >= self._rhythm.still_seconds and self._is_quiet():
+                self._replica.stall()
+
+    def _is_quiet(self) -> bool:
+        traffic = self._replica.traffic
+        silence = asyncio.get_running_loop().time() - traffic.heard_at
+        return self._replica.answers and traffic.waiting > 0 and silence >= self._rhythm.quiet_seconds
+
     def _look_at_core(self) -> None:
         """vLLM says that it is healthy while its core hangs: where nothing comes back, ask for a token."""
         traffic = self._replica.traffic
         silence = asyncio.get_running_loop().time() - traffic.heard_at
         checked = self._core_check is None or self._core_check.done()
-        if checked and traffic.outstanding and not self._hangs and silence >= self._rhythm.stall_seconds:
+        silent = traffic.outstanding and not self._hangs and silence >= self._rhythm.stall_seconds
+        if checked and (silent or self._replica.stalled):
             self._core_check = asyncio.create_task(self._check_core())
 
     async def _check_core(self) -> None:
@@ -175,6 +195,7 @@ class Watch:
         except RouterError:
             pass  # it answered, whatever it said
         traffic.hear()
+        self._replica.moves()
 
     def _core_hangs(self) -> None:
         self._hangs = True
