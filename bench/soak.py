@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import secrets
 import sys
 import tempfile
@@ -44,6 +45,8 @@ CAPACITY_SECONDS = 10.0
 WARM_SHARE = 0.3  # of the time, whose memory is not looked at
 EXTRA_FILES = 32  # that may be open after the traffic: connections to engines that are kept for the next call
 SAMPLE_SECONDS = 1.0
+MOST_WARNINGS = 200
+_WARNING = re.compile(r" (?:WARNING|ERROR) |branchline\.vllm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What came of it; `problems` are all broken promises, in words."""
+    """What came of it; `problems` are all broken promises, in words, and `warnings` what the gateway said meanwhile."""
 
     plan: Plan
     rate: float
@@ -70,6 +73,7 @@ class Ran:
     megabytes: tuple[float, float]
     growth: float
     problems: Sequence[str]
+    warnings: Sequence[str]
 
 
 def main() -> None:
@@ -96,6 +100,7 @@ def main() -> None:
         title = f"Soak of a gateway with {plan.workers} worker(s), {'vLLM' if vllm else 'stand-in'} engines"
         write_results(name, title, rows, " ".join(["python -m bench.soak", *sys.argv[1:]]))
     if ran.problems:
+        print("\n".join(ran.warnings[-MOST_WARNINGS:]), file=sys.stderr)
         sys.exit("a promise was broken")
 
 
@@ -152,7 +157,8 @@ async def _soak(plan: Plan, ground: Ground, scratch: Path, shared: frozenset[str
     problems += [f"memory grew by {growth:.1f} MB"] if growth > MOST_GROWTH_MB else []
     problems += [*seen.words, *([f"{seen.broken} broken promises in all"] if seen.broken else [])]
     ends = next((mb for seconds, mb in samples if seconds >= warm), 0.0), samples[-1][1]
-    return Ran(plan, rate, seen, changes, ends, growth, problems)
+    warnings = [line for line in ground.gateways[0].lines if _WARNING.search(line)]
+    return Ran(plan, rate, seen, changes, ends, growth, problems, warnings)
 
 
 def open_files(pid: int) -> int:

@@ -71,6 +71,24 @@ def test_a_call_that_fails_before_its_first_byte_is_answered_by_another_engine(o
     check(one_of_two, *two())
 
 
+def test_a_call_is_tried_again_although_its_version_went_out_of_use_meanwhile() -> None:
+    async def scenario(running: Running) -> None:
+        await running.load(SQL)
+        favourite = await _favourite(running, SQL.engine_name)
+        gate = asyncio.Event()
+        favourite.order(waiting_for(gate, error(500, "internal")))
+        waiting = asyncio.create_task(running.backend.open(chat(SQL.engine_name)))
+        await favourite.until(lambda: len(favourite.calls) == 2)
+        await running.backend.unload(SQL.engine_name)
+        gate.set()
+        reply = await waiting
+        assert SQL.engine_name.encode() in b"".join([part async for part in reply.body])
+        with pytest.raises(AdapterUnavailable):
+            await running.backend.open(chat(SQL.engine_name))
+
+    check(scenario, *two())
+
+
 def test_killing_an_engine_under_load_fails_no_call_that_had_not_begun() -> None:
     async def scenario(running: Running) -> None:
         await running.load(SQL)

@@ -37,6 +37,8 @@ class Spread(Generic[Kept]):
         """
         if call.engine_name in self._held:
             self._held.move_to_end(call.engine_name)
+        elif call.engine_name != self._base_id:
+            raise AdapterUnavailable(f"{call.engine_name} is not resident")
         tried: set[str] = set()
         problem: BranchlineError | None = None
         failures, stays = 0, False
@@ -73,10 +75,8 @@ class Spread(Generic[Kept]):
         """The engine with the fewest calls that has the version ready; each name has its favourite among equals.
 
         An engine that failed again and again is asked only where there is no other: calls that no engine can answer
-        must not close a healthy one to everybody.
+        must not close a healthy one to everybody. A call that began before its version was no longer held keeps it.
         """
-        if engine_name != self._base_id and engine_name not in self._held:
-            return None
         up = [
             replica
             for replica in self.replicas
