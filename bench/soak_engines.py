@@ -1,7 +1,12 @@
-"""Real vLLM engines for the soak: they share a store and a key, are killed, and come back on their ports."""
+"""Real vLLM engines for the soak: they share a store and a key, are killed, and come back on their ports.
+
+Each has a core of its own. Engines whose threads compute on the same cores wait for each other by spinning: one step of
+one of them then took up to a minute on two cores (its worker's stacks, looked at while it lasted).
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from adapters.home import Home
@@ -17,6 +22,7 @@ class RealEngine:
 
     home: Home
     name: str
+    core: int
     running: VllmEngine
 
     @property
@@ -34,15 +40,16 @@ class RealEngine:
         """On the same port; nothing is loaded."""
         self.kill()
         port = int(self.url.rpartition(":")[2])
-        self.running = start_engine(self.home, self.name, key=self.running.key, port=port)
+        self.running = start_engine(self.home, self.name, key=self.running.key, core=self.core, port=port)
 
 
 def two_real_engines(ground: Ground, *, key: str) -> list[RealEngine]:
     """For `fault_ground.ground_in`: engines that take `key`."""
     found: list[RealEngine] = []
+    cores = sorted(os.sched_getaffinity(0))
     try:
-        for name in ("first", "second"):
-            found.append(RealEngine(ground.home, name, start_engine(ground.home, name, key=key)))
+        for name, core in zip(("first", "second"), (cores[0], cores[-1]), strict=True):
+            found.append(RealEngine(ground.home, name, core, start_engine(ground.home, name, key=key, core=core)))
     except BaseException:
         for one in found:
             one.kill()

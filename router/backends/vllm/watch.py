@@ -124,7 +124,7 @@ class Watch:
         began, hung = asyncio.get_running_loop().time(), self._hangs
         try:
             if hung:
-                await self._one_token()
+                await self._one_token(self._rhythm.core_seconds)
             identity = await identify(self._replica.client, self._base_id, seconds=self._rhythm.health_seconds)
         except EngineSilent:
             if not self._hangs:
@@ -181,10 +181,11 @@ class Watch:
     async def _check_core(self) -> None:
         traffic, seconds = self._replica.traffic, self._rhythm.health_seconds
         began = asyncio.get_running_loop().time()
+        early = max(0.0, self._rhythm.stall_seconds - (began - traffic.heard_at))
         try:
             before = await work_done(self._replica.client, seconds=seconds)
             try:
-                await self._one_token()
+                await self._one_token(early + self._rhythm.core_seconds)
             except EngineSilent:
                 after = await work_done(self._replica.client, seconds=seconds)
                 if after == before and traffic.heard_at < began:
@@ -203,8 +204,6 @@ class Watch:
         if self._keeper is not None:
             self._keeper.restart("it hung")
 
-    async def _one_token(self) -> None:
+    async def _one_token(self, seconds: float) -> None:
         body = {"model": self._base_id, "prompt": "Hello", "max_tokens": 1}
-        await self._replica.client.ask(
-            "/v1/completions", body, seconds=self._rhythm.core_seconds, request_id="branchline-core"
-        )
+        await self._replica.client.ask("/v1/completions", body, seconds=seconds, request_id="branchline-core")
