@@ -26,6 +26,7 @@ from .types import AdapterVersion, Manifest, RouteName, parse_route_name
 
 _STAGING = ".staging"
 _CLASSIFIER = "classifier"
+_ENCODERS = f"{_CLASSIFIER}/encoders"
 _ABANDONED_SECONDS = 24 * 3600.0
 _HEX = frozenset("0123456789abcdef")
 
@@ -137,20 +138,33 @@ class Store:
 
     def publish_classifier(self, staged: Path, digest: str) -> Path:
         """Place a staged classifier folder under the digest it carries; its own loader verifies it against that."""
-        manifest = {"digest": digest, "files": sorted(file.name for file in staged.iterdir())}
-        return self._place(self._classifier_path(digest), staged, json.dumps(manifest, sort_keys=True).encode())
+        return self._place_listed(self._path(_CLASSIFIER, digest), staged)
 
     def classifier_folder(self, digest: str) -> Path:
         """Where a published classifier lies; raises `NotFound`."""
-        folder = self._classifier_path(digest)
+        folder = self._path(_CLASSIFIER, digest)
         self._fetch(folder)
         if not (folder / MANIFEST_FILE).exists():
             raise NotFound(f"no stored classifier {digest[:16]}", hint="fit and publish it again")
         return folder
 
-    def _classifier_path(self, digest: str) -> Path:
+    def publish_encoder(self, staged: Path, digest: str) -> Path:
+        """Place a staged folder that holds an encoder under the encoder's digest; who opens it verifies it."""
+        return self._place_listed(self._path(_ENCODERS, digest), staged)
+
+    def encoder_folder(self, digest: str, *, again: bool = False) -> Path | None:
+        """Where a published encoder lies, `None` where there is none; `again`: what lies here is not intact."""
+        folder = self._path(_ENCODERS, digest)
+        self._fetch(folder, again=again)
+        return folder if (folder / MANIFEST_FILE).exists() else None
+
+    def _path(self, kind: str, digest: str) -> Path:
         _require_digest(digest)
-        return self.root / _CLASSIFIER / digest
+        return self.root / kind / digest
+
+    def _place_listed(self, target: Path, staged: Path) -> Path:
+        manifest = {"digest": target.name, "files": sorted(file.name for file in staged.iterdir())}
+        return self._place(target, staged, json.dumps(manifest, sort_keys=True).encode())
 
     def _put_document(self, home: Path, content: bytes) -> str:
         digest = hashlib.sha256(content).hexdigest()

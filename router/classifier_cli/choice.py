@@ -96,7 +96,7 @@ def choose_classifier(home: Home, named: str = LIVE, encoder: str | None = None)
         return Chosen(found, number)
     from ..classify.encoder.opening import encoder_cache, find_encoder
 
-    return Chosen(found, number, find_encoder(found.encoder, encoder, encoder_cache(home)))
+    return Chosen(found, number, find_encoder(found.encoder, encoder, encoder_cache(home), open_store=home.open_store))
 
 
 def _load(home: Home, named: str) -> tuple[Classifier, int | None]:

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
 def publish_fitted(home: Home, fitted: Fitted) -> int:
     """Publish a fit with its evidence; returns its number. The same fit again has the number that it has."""
+    from ..classify.encoder.opening import encoder_cache, store_tuned
+
     registry, store = open_home(home)
     classifier = fitted.classifier
+    store_tuned(classifier.encoder, encoder_cache(home), store)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "classifier"
         save_classifier(classifier, folder)

@@ -20,5 +20,5 @@ def open_own_encoder(settings: Settings, ref: EncoderRef | None) -> Encoder | No
     """The encoder a classifier was fitted with, or, asked for none in particular, the one that was given, if any."""
     given, cache = settings.encoder, encoder_cache(settings.home)
     if ref is not None:
-        return find_encoder(ref, given.source if given else None, cache)
+        return find_encoder(ref, given.source if given else None, cache, open_store=settings.home.open_store)
     return open_encoder(given.source, precision=given.precision, cache=cache) if given else None

@@ -19,6 +19,7 @@ from adapters.files import make_folder, sync, write_atomically
 from ...errors import EncoderUnavailable
 from ..encoding import Precision
 from .layout import Layout, read_layout
+from .packing import unpack_encoder
 
 EXPORT_SECONDS = 900.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -60,6 +61,31 @@ def tuned_layout(digest: str, cache: Path) -> Layout | None:
             return layout
         log.warning("the tuned encoder %s (%s) in the cache is damaged", layout.name, digest[:16])
     return None
+
+
+def keep_packed(digest: str, packed: Path, cache: Path) -> Layout:
+    """Put the packed encoder that has this digest into `cache`, as `tune_encoder` would have.
+
+    Raises `EncoderUnavailable` where it cannot be unpacked or is another one.
+    """
+    make_folder(cache)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".new-") as aside:
+        folder = unpack_encoder(packed, Path(aside) / "staged")
+        layout = read_layout(str(folder))
+        if layout.digest != digest:
+            raise EncoderUnavailable(f"the stored encoder {digest[:16]} is another one, {layout.digest[:16]}")
+        with _held(cache / f".{digest}.lock"):
+            if (kept := tuned_layout(digest, cache)) is not None:
+                return kept  # another process was faster
+            replace_folder(cache / digest, folder.parent, Path(aside))
+    return read_layout(str(cache / digest / layout.name))
+
+
+def replace_folder(target: Path, new: Path, aside: Path) -> None:
+    """Rename `new` to `target`; what lies there, which is damaged, goes into `aside`."""
+    if target.exists():
+        target.rename(aside / "damaged")
+    new.rename(target)
 
 
 def _built(layout: Layout, precision: Precision, cache: Path) -> bytes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from adapters.files import copy_file, make_folder
 
 from ...errors import EncoderUnavailable
-from .cache import tuned_layout
+from .cache import replace_folder, tuned_layout
 from .export import pool
 from .layout import Layout, read_layout
 from .onnx_encoder import batches
@@ -152,11 +152,8 @@ def keep_encoder(layout: Layout, model: Any, name: str, cache: Path) -> Layout:
         digest = read_layout(str(staged)).digest
         if (kept := tuned_layout(digest, cache)) is not None:
             return kept
-        folder = cache / digest
-        if folder.exists():
-            folder.rename(Path(aside) / "damaged")
-        staged.parent.rename(folder)
-    return read_layout(str(folder / name))
+        replace_folder(cache / digest, staged.parent, Path(aside))
+    return read_layout(str(cache / digest / name))
 
 
 def _deal(lengths: Sequence[int], batch: int, order: random.Random) -> list[list[int]]:
