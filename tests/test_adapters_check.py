@@ -269,6 +269,16 @@ def test_one_nan_or_inf_anywhere_is_found(tmp_path: Path, base: Base, dtype: str
     assert only_problem(folder, base) == f"{V0}: lora_{side} holds NaN or Inf"
 
 
+@pytest.mark.parametrize(("dtype", "bits", "value"), [("float32", "<u4", 0x7FA0_0000), ("float16", "<u2", 0x7D00)])
+def test_a_nan_that_arithmetic_would_stumble_over_is_found_too(
+    tmp_path: Path, base: Base, dtype: str, bits: str, value: int
+) -> None:
+    tensors = adapter_tensors(dtype=dtype)
+    tensors[weight(V0, "B")].view(bits)[-1, -1] = value  # a signalling NaN
+    folder = make_adapter(tmp_path / "a", "pocket", tensors=tensors)
+    assert only_problem(folder, base) == f"{V0}: lora_B holds NaN or Inf"
+
+
 def test_minus_zero_in_b_counts_as_zero_in_every_dtype(tmp_path: Path, base: Base) -> None:
     for dtype in ("float32", "float16", "bf16"):
         tensors = adapter_tensors(dtype="float32" if dtype == "bf16" else dtype)
