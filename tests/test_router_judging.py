@@ -392,6 +392,41 @@ def test_what_is_forgotten_leaves_the_memory_in_force_while_a_build_runs_and_doe
     with_gateway(home, stock, scenario, find_encoder=lambda _: encoder)
 
 
+def test_a_correction_acts_while_a_classifier_is_brought_in_and_stays_when_it_is_there(
+    home: Home, stock: Stock, tmp_path: Path
+) -> None:
+    held, looking = threading.Event(), threading.Event()
+
+    def find(ref: EncoderRef | None) -> Encoder | None:
+        """The classifier's own encoder takes long: it is exported."""
+        if ref is None:
+            return None
+        looking.set()
+        assert held.wait(DEADLINE)
+        return Meanings()
+
+    async def scenario(gateway: Gateway) -> None:
+        promote_classifier(gateway.registry, publish_encoded(gateway, tmp_path))
+        await asyncio.to_thread(looking.wait, DEADLINE)
+        try:
+            add_examples(gateway.registry, "oil", [OIL], source="correction:operator")
+            await gateway.until(lambda: labels(gateway) == {"oil"}, "the correction")
+            assert (await asked(gateway, OIL)).route == "oil"
+            assert gateway.catalog.warming == ["the classifier"]
+            many = [f"{OIL} {number}" for number in range(router.following.judging.MOST_NEW + 1)]
+            add_examples(gateway.registry, "sql", many, source="operator")
+            forget_texts(gateway.registry, "oil")
+            await gateway.until(lambda: labels(gateway) == set(), "memory without it, and without so many new ones")
+            add_examples(gateway.registry, "oil", [OIL], source="correction:operator")
+        finally:
+            held.set()
+        await gateway.until(lambda: gateway.catalog.classifier is not None, "the classifier")
+        await caught_up(gateway)
+        assert {"oil", "sql"} <= labels(gateway)
+
+    with_gateway(home, stock, scenario, find_encoder=find)
+
+
 def test_an_encoder_that_only_memory_would_use_keeps_no_classifier_out(home: Home, stock: Stock) -> None:
     def broken(ref: EncoderRef | None) -> Encoder | None:
         raise EncoderUnavailable("it cannot be exported")
@@ -440,11 +475,12 @@ def test_the_old_judge_answers_while_a_new_one_is_built_and_changes_meanwhile_sh
             added = add_examples(gateway.registry, "sql", [f"{TABLE} and {number}"], source="operator")
             await gateway.applied(added.event.serial)
         assert (await asked(gateway, OIL)).route == "oil"
-        before = gateway.catalog.snapshot.exemplars_digest
+        await caught_up(gateway)  # beside the build, by the classifier in force
+        assert gateway.catalog.warming == ["the classifier"]
         monkeypatch.setattr(Memory, "build", counted)
         held.set()
         await gateway.catalog.settled()
-        assert gateway.catalog.snapshot.exemplars_digest == exemplars_of(gateway.registry).digest != before
+        assert gateway.catalog.snapshot.exemplars_digest == exemplars_of(gateway.registry).digest
         assert gateway.catalog.snapshot.classifier_digest == second.digest
         assert gateway.catalog.warming == []
         assert len(built) == 2  # the one that was under way, and one for all five changes

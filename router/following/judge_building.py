@@ -20,7 +20,7 @@ from adapters.store import Store
 
 from ..classify.classifier import Classifier
 from ..classify.encoding import Encoder, EncoderRef
-from ..classify.entries import IsSeen
+from ..classify.entries import IsSeen, choose_entries, entries_of
 from ..classify.features import Floats
 from ..classify.memory import Memory
 from ..errors import EncoderUnavailable
@@ -91,20 +91,23 @@ class JudgeBuilder:
         memory = Memory.build(rows, is_seen=_is_seen(found.classifier), encoder=encoder, before=before.memory)
         return replace(found, memory=memory)
 
-    def forget(self, parts: Parts) -> Parts:
-        """`parts` without the exemplars that are none any more; nothing is encoded, so that this takes no longer than
-        reading them. Other changes wait for the next build: it gives `parts` itself where none is gone.
+    def catch_up(self, parts: Parts, *, most_new: int) -> Parts:
+        """`parts` without the exemplars that are none any more, and with the new ones where their texts are no more
+        than `most_new`: so this takes little longer than reading them. It gives `parts` itself where nothing changed.
+
+        Raises what reading the registry and encoding raise.
         """
-        if not parts.memory.entries:
+        rows, is_seen = self._read_exemplars().rows, _is_seen(parts.classifier)
+        wanted = choose_entries(entries_of(rows, is_seen))
+        known = parts.memory.terms
+        if len({entry.text_digest for entry in wanted} - known.keys()) > most_new:
+            rows = tuple(row for row in rows if text_digest(row.text) in known)
+            left = {(row.label, text_digest(row.text)) for row in rows}
+            if all((entry.label, entry.text_digest) in left for entry in parts.memory.entries):
+                return parts
+        elif tuple(wanted) == parts.memory.entries:
             return parts
-        rows = self._read_exemplars().rows
-        digests = [text_digest(row.text) for row in rows]
-        left = {(row.label, digest) for row, digest in zip(rows, digests, strict=True)}
-        if all((entry.label, entry.text_digest) in left for entry in parts.memory.entries):
-            return parts
-        known = [row for row, digest in zip(rows, digests, strict=True) if digest in parts.memory.terms]
-        is_seen = _is_seen(parts.classifier)
-        return replace(parts, memory=Memory.build(known, is_seen=is_seen, encoder=parts.encoder, before=parts.memory))
+        return replace(parts, memory=Memory.build(rows, is_seen=is_seen, encoder=parts.encoder, before=parts.memory))
 
     def _load(self, wanted: str | None) -> Classifier | None:
         return None if wanted is None else self._load_classifier(self._store.classifier_folder(wanted), wanted)

@@ -1,7 +1,8 @@
 """Keeps the judge in force: the wanted classifier and the exemplars as they stand, swapped in together.
 
 A new judge is built beside the traffic; the old one stays in force until then, and where it cannot be built. What is
-no exemplar any more leaves the judge in force at once, whatever is being built.
+no exemplar any more leaves the judge in force at once, whatever is being built; while another classifier is being
+brought in, which an encoder may make long, a few new exemplars come into the judge in force, too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from .judge_building import BuildStopped, JudgeBuilder, Parts, reason_of
 RETRY_SECONDS = 10.0
 ENCODER_GRACE_SECONDS = 60.0  # for requests that began with an encoder since replaced
 MAX_BUILDS = 2  # the wanted one, and one that was overtaken and does not end
-MAX_FORGETTING = 3  # of one build: whoever changes exemplars all the time must not keep it out
+MAX_CATCHING_UP = 3  # of one build: whoever changes exemplars all the time must not keep it out
+MOST_NEW = 64  # texts that come in beside a build; more wait for it
 log = logging.getLogger("branchline.judging")
 
 
@@ -72,9 +74,9 @@ class Judging:
         self._wanted: str | None = None
         self._changes = 0
         self._followed = 0  # of those changes, how many are in force
-        self._forgotten = 0  # and after how many nothing in force is no exemplar any more
+        self._caught_up = 0  # and after how many nothing in force is no exemplar any more
         self._following: asyncio.Task[None] | None = None
-        self._forgetting: asyncio.Task[None] | None = None
+        self._catching_up: asyncio.Task[None] | None = None
         self._stopped = threading.Event()
         self._builds = asyncio.Semaphore(MAX_BUILDS)
         self._batched: BatchedEncoder | None = None
@@ -113,7 +115,7 @@ class Judging:
         self._wanted = classifier
         self._changes += 1
         if changed:
-            self._begin_forgetting()
+            self._begin_catching_up()
         if promoted or self._following is None or self._following.done():
             self._begin()
 
@@ -150,21 +152,21 @@ class Judging:
                     self._put_in_force(built, problem, done)
 
     async def _build(self, wanted: str | None, stopped: threading.Event) -> Parts:
-        """What was forgotten while it was built is not in it."""
+        """What was forgotten while it was built is not in it, and a few exemplars that came meanwhile are."""
         done = self._changes
         built = await in_daemon_thread(partial(self._builder.build, wanted, self._parts, stopped))
-        for _ in range(MAX_FORGETTING):
+        for _ in range(MAX_CATCHING_UP):
             if done == self._changes:
                 break
             done = self._changes
-            built = await in_daemon_thread(partial(self._builder.forget, built))
-        self._forgotten = min(self._forgotten, done)
+            built = await in_daemon_thread(partial(self._builder.catch_up, built, most_new=MOST_NEW))
+        self._caught_up = min(self._caught_up, done)
         return built
 
     def _put_in_force(self, built: Parts | None, problem: str | None, done: int) -> None:
         if built is not None:
             self._swap(built)
-            self._begin_forgetting()
+            self._begin_catching_up()
         self.problem = problem
         if problem is None:
             self._followed = done
@@ -192,21 +194,24 @@ class Judging:
         if self.problem is not None and wanted == self._wanted and (self._following is None or self._following.done()):
             self._begin()
 
-    def _begin_forgetting(self) -> None:
-        if self._forgetting is None or self._forgetting.done():
-            self._forgetting = self._background.spawn(self._forget())
+    def _begin_catching_up(self) -> None:
+        if self._catching_up is None or self._catching_up.done():
+            self._catching_up = self._background.spawn(self._catch_up())
 
-    async def _forget(self) -> None:
-        """Take what is no exemplar any more out of the judge in force, beside whatever is being built."""
-        while self._forgotten < self._changes:
+    async def _catch_up(self) -> None:
+        """Take what is no exemplar any more out of the judge in force, beside whatever is being built, and take in what
+        is new where the build may be long.
+        """
+        while self._caught_up < self._changes:
             done, before = self._changes, self._parts
+            most_new = 0 if self._wanted == self.judge.classifier_digest else MOST_NEW
             try:
-                parts = await in_daemon_thread(partial(self._builder.forget, before))
+                parts = await in_daemon_thread(partial(self._builder.catch_up, before, most_new=most_new))
             except Exception:
-                log.exception("forgotten exemplars stay until the next build")
+                log.exception("changed exemplars wait for the next build")
                 return
             if self._parts is before:
-                self._forgotten = done
+                self._caught_up = done
                 if parts is not before:
                     self._swap(parts)
                     self._swapped()
