@@ -27,7 +27,7 @@ from router.classify.classifier import Classifier
 from router.classify.encoding import Encoder, EncoderRef
 from router.classify.features import Floats
 from router.classify.fit import fit_classifier
-from router.classify.judge import Judge
+from router.classify.judge import LONG, Judge
 from router.classify.loader import load_classifier
 from router.classify.memory import Memory
 from router.daemon_thread import WORK
@@ -35,7 +35,7 @@ from router.decision_log import DecisionLog
 from router.errors import EncoderUnavailable
 from router.following.judge_building import BATCH_TEXTS, no_encoder
 from router.following.judging import MAX_BUILDS
-from router.types import Decision
+from router.types import Decision, Scores
 from tests.classifier_rows import Meanings, routes_rows
 from tests.gateway_parts import DEADLINE, Gateway, Stock, classifier_versions, client_request, make_stock, running
 
@@ -425,6 +425,21 @@ def test_a_correction_acts_while_a_classifier_is_brought_in_and_stays_when_it_is
         assert {"oil", "sql"} <= labels(gateway)
 
     with_gateway(home, stock, scenario, find_encoder=find)
+
+
+def test_long_texts_are_judged_beside_the_event_loop_and_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier, threads = fit_classifier(routes_rows(10)), list[str]()
+    judge, judged = Judge(classifier, Memory.build(())), Judge.judge
+
+    def noted(self: Judge, *turns: Any) -> Scores:
+        threads.append(threading.current_thread().name)
+        return judged(self, *turns)
+
+    monkeypatch.setattr(Judge, "judge", noted)
+    short, long = [TABLE], [TABLE, "x" * (LONG - len(TABLE) + 1)]
+    found = [asyncio.run(judge.decide(turns)) for turns in (short, long)]
+    assert threads == [threading.main_thread().name, "long-texts_0"]
+    assert found[0] == found[1] == judged(judge, short)
 
 
 def test_an_encoder_that_only_memory_would_use_keeps_no_classifier_out(home: Home, stock: Stock) -> None:

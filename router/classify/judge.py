@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,6 +17,8 @@ from .memory import Memory
 from .weighing import THRESHOLD, weigh
 
 EMPTY = Scores(BASE, 0.0, 0.0, THRESHOLD)
+LONG = 1_500  # characters of all turns: longer ones take milliseconds, in which no other request may stand still
+_long_texts = ThreadPoolExecutor(1, thread_name_prefix="long-texts")  # one: they share a core in any case
 
 
 class AsyncEncoder(Protocol):
@@ -54,9 +58,12 @@ class Judge:
         if self.classifier is None and not self.memory.entries:
             return None
         try:
-            return self.judge(read, await self._vectors(read) if read else None)
+            vectors = await self._vectors(read) if read else None
         except EncoderUnavailable:
             return None
+        if sum(map(len, read)) <= LONG:
+            return self.judge(read, vectors)
+        return await asyncio.get_running_loop().run_in_executor(_long_texts, self.judge, read, vectors)
 
     def judge(self, turns: Sequence[str], vectors: Floats | None = None) -> Scores:
         """`TEXT_RULE`: the first turn that does not abstain, else the newest one's scores.
