@@ -129,7 +129,7 @@ def _held(lock: Path) -> Iterator[None]:
 
 def _run(layout: Layout, arguments: Sequence[str]) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "router.classify.encoder.export", *arguments]
+    command = [sys.executable, "-m", "router.classify.encoder.export", *arguments, str(os.getpid())]
     try:
         done = subprocess.run(
             command,

@@ -1,7 +1,9 @@
 """An encoder to ONNX, and the same in int8. Run as a program of its own: torch never enters a serving process.
 
-    python -m router.classify.encoder.export fp32 FOLDER POOLING OUT
-    python -m router.classify.encoder.export int8 FP32 OUT
+    python -m router.classify.encoder.export fp32 FOLDER POOLING OUT PARENT
+    python -m router.classify.encoder.export int8 FP32 OUT PARENT
+
+It ends with the process whose id is PARENT.
 
 The graph holds the pooling too: `input_ids` and `attention_mask` (texts, tokens) int64 → `vectors` (texts, dimension)
 float32, rows of length 1.
@@ -12,6 +14,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ...parent_death import end_with
 
 if TYPE_CHECKING:
     import torch
@@ -71,11 +75,13 @@ def quantise(fp32: Path, out: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    if arguments[0] == "fp32":
-        folder, pooling, out = arguments[1:]
+    kind, *rest, parent = arguments
+    end_with(int(parent))
+    if kind == "fp32":
+        folder, pooling, out = rest
         export_fp32(folder, pooling, Path(out))
     else:
-        fp32, out = arguments[1:]
+        fp32, out = rest
         quantise(Path(fp32), Path(out))
 
 
