@@ -158,7 +158,7 @@ class Watch:
         if not self._is_quiet():
             self._standstill.forget()
             return
-        with suppress(EngineUnavailable):  # the next health check sees it too
+        with suppress(EngineFailed):  # it cannot be asked, which the next health check sees too
             work = await work_done(self._replica.client, seconds=self._rhythm.health_seconds)
             still = self._standstill.seconds(work, asyncio.get_running_loop().time())
             if still >= self._rhythm.still_seconds and self._is_quiet():
