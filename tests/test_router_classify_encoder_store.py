@@ -63,8 +63,23 @@ def test_what_is_packed_is_unpacked_as_it_was_and_the_same_folder_gives_the_same
     assert not list((tmp_path / "cache").glob(".new-*"))
 
 
+def test_the_folder_of_an_encoder_may_be_called_anything(tiny: Path, tmp_path: Path) -> None:
+    odd = tiny.rename(tmp_path / "mein Encoder (v2), größer")
+    pack_encoder(odd, tmp_path / PACKED)
+    digest = read_layout(str(odd)).digest
+    assert keep_packed(digest, tmp_path / PACKED, tmp_path / "cache").name == odd.name
+
+
 def _outside(archive: zipfile.ZipFile) -> None:
     archive.writestr("../evil/config.json", "{}")
+
+
+def _inside_out(archive: zipfile.ZipFile) -> None:
+    archive.writestr("tiny/../../config.json", "{}")
+
+
+def _deep(archive: zipfile.ZipFile) -> None:
+    archive.writestr("tiny/1/2/config.json", "{}")
 
 
 def _absolute(archive: zipfile.ZipFile) -> None:
@@ -88,6 +103,8 @@ def _nothing(_: zipfile.ZipFile) -> None:
     ("write", "problem"),
     [
         (_outside, "it holds '../evil/config.json'"),
+        (_inside_out, "it holds 'tiny/../../config.json'"),
+        (_deep, "it holds 'tiny/1/2/config.json'"),
         (_absolute, "it holds '/evil.json'"),
         (_bomb, "it is compressed"),
         (_two_folders, "it is not one folder"),

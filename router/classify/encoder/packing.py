@@ -6,7 +6,6 @@ unpacks it compares the folder's digest with the one the classifier names.
 
 from __future__ import annotations
 
-import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -17,7 +16,6 @@ from ...errors import EncoderUnavailable
 from .source import FILES
 
 PACKED = "encoder.zip"
-_NAME = re.compile(r"[\w-][\w.-]*(?:/[\w-][\w.-]*){1,2}", re.ASCII)
 
 
 def pack_encoder(folder: Path, target: Path) -> None:
@@ -49,10 +47,16 @@ _HINT = "fit the classifier again where its encoder is, with --finetune or --stu
 
 
 def _problem(entries: list[zipfile.ZipInfo]) -> str | None:
-    if odd := next((one.filename for one in entries if not _NAME.fullmatch(one.filename)), None):
+    if odd := next((one.filename for one in entries if not _lies_inside(one.filename)), None):
         return f"it holds {odd!r:.100}"
     if any(one.compress_type != zipfile.ZIP_STORED or one.file_size != one.compress_size for one in entries):
         return "it is compressed"
     if len({one.filename.partition("/")[0] for one in entries}) != 1:
         return "it is not one folder"
     return None if len({one.filename for one in entries}) == len(entries) else "it holds a file twice"
+
+
+def _lies_inside(name: str) -> bool:
+    """Whether it names a file of the folder or of a folder in it; a folder may be called anything."""
+    parts = name.split("/")
+    return len(parts) in (2, 3) and not any(part in ("", ".", "..") or "\\" in part for part in parts)
