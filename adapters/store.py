@@ -138,23 +138,25 @@ class Store:
 
     def publish_classifier(self, staged: Path, digest: str) -> Path:
         """Place a staged classifier folder under the digest it carries; its own loader verifies it against that."""
-        return self._place_listed(self._path(_CLASSIFIER, digest), staged)
+        return self._place_listed(_CLASSIFIER, digest, staged)
 
     def classifier_folder(self, digest: str) -> Path:
         """Where a published classifier lies; raises `NotFound`."""
-        folder = self._path(_CLASSIFIER, digest)
-        self._fetch(folder)
-        if not (folder / MANIFEST_FILE).exists():
+        folder = self._listed(_CLASSIFIER, digest)
+        if folder is None:
             raise NotFound(f"no stored classifier {digest[:16]}", hint="fit and publish it again")
         return folder
 
     def publish_encoder(self, staged: Path, digest: str) -> Path:
         """Place a staged folder that holds an encoder under the encoder's digest; who opens it verifies it."""
-        return self._place_listed(self._path(_ENCODERS, digest), staged)
+        return self._place_listed(_ENCODERS, digest, staged)
 
     def encoder_folder(self, digest: str, *, again: bool = False) -> Path | None:
         """Where a published encoder lies, `None` where there is none; `again`: what lies here is not intact."""
-        folder = self._path(_ENCODERS, digest)
+        return self._listed(_ENCODERS, digest, again=again)
+
+    def _listed(self, kind: str, digest: str, *, again: bool = False) -> Path | None:
+        folder = self._path(kind, digest)
         self._fetch(folder, again=again)
         return folder if (folder / MANIFEST_FILE).exists() else None
 
@@ -162,9 +164,9 @@ class Store:
         _require_digest(digest)
         return self.root / kind / digest
 
-    def _place_listed(self, target: Path, staged: Path) -> Path:
-        manifest = {"digest": target.name, "files": sorted(file.name for file in staged.iterdir())}
-        return self._place(target, staged, json.dumps(manifest, sort_keys=True).encode())
+    def _place_listed(self, kind: str, digest: str, staged: Path) -> Path:
+        manifest = {"digest": digest, "files": sorted(file.name for file in staged.iterdir())}
+        return self._place(self._path(kind, digest), staged, json.dumps(manifest, sort_keys=True).encode())
 
     def _put_document(self, home: Path, content: bytes) -> str:
         digest = hashlib.sha256(content).hexdigest()

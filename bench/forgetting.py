@@ -21,10 +21,10 @@ from typing import Any
 
 import yaml
 
-from trainer.sequences.report import compare, summarise_arm
+from trainer.sequences.report import compare
 
 from .data import find_data
-from .forgetting_kept import Kept
+from .forgetting_kept import ABOUT, COVERAGE, Kept, choice_plan, run_plan, summarise_runs
 from .forgetting_pictures import draw_pictures
 from .forgetting_plan import (
     CORE,
@@ -43,7 +43,6 @@ from .results import write_results
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "examples" / "quickstart" / "base"
-COVERAGE = "0.99"
 TOKENS = 600_000
 TUNING_TOKENS = 200_000
 REFERENCE = "sequential"
@@ -165,13 +164,12 @@ class Study:
         on_done: Callable[[str, int], None] = lambda arm, seed: None,
     ) -> None:
         """Train arms and seeds of a plan, the next one on the lane that is free; `on_done` is called after each."""
-        file = self.work / f"{out}.yaml"
-        file.write_text(yaml.safe_dump(dict(plan), sort_keys=False), encoding="utf-8")
-        command = [BRANCHLINE, "sequence", str(file), "--out", str(self.work / out)]
+        self._file(out).write_text(yaml.safe_dump(dict(plan), sort_keys=False), encoding="utf-8")
 
         def do(job: tuple[str, int]) -> None:
             arm, seed = job
-            subprocess.run([*command, "--arm", arm, "--seed", str(seed)], check=True, stdout=subprocess.DEVNULL)
+            words = [*self._command(out), "--arm", arm, "--seed", str(seed)]
+            subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
             on_done(arm, seed)
 
         with ThreadPoolExecutor(self.lanes) as lanes:
@@ -180,10 +178,16 @@ class Study:
 
     def found(self, out: str) -> dict[str, Any]:
         """The report of a plan."""
-        command = [BRANCHLINE, "sequence", str(self.work / f"{out}.yaml"), "--out", str(self.work / out)]
-        printed = subprocess.run([*command, "--report", "--json"], check=True, stdout=subprocess.PIPE, text=True).stdout
+        words = [*self._command(out), "--report", "--json"]
+        printed = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
         found: dict[str, Any] = json.loads(printed)
         return found
+
+    def _command(self, out: str) -> list[str]:
+        return [BRANCHLINE, "sequence", str(self._file(out)), "--out", str(self.work / out)]
+
+    def _file(self, out: str) -> Path:
+        return self.work / f"{out}.yaml"
 
     def decisions(self) -> list[str]:
         """One file of routing decisions per stage, by a classifier fitted on the tasks up to it plus base."""
@@ -216,28 +220,7 @@ def arms_of(arms: Sequence[Arm], chosen: Mapping[str, float]) -> list[Arm]:
     return [arm for arm in arms if arm.name in chosen]
 
 
-ABOUT = ("mode", "family", "exploratory", "methods", "settings")
 PARTS = {"data": "train", "eval": "test", "dev": "dev"}
-
-
-def choice_plan(arm: Arm, tokens: int) -> dict[str, object]:
-    """What a choice depends on, as JSON has it."""
-    trials = [arm.plan(value, name=arm.trial(value)) for value in arm.trials]
-    return {"tasks": list(TUNING_TASKS), "settings": {**SHARED, "max_tokens": tokens}, "trials": trials}
-
-
-def run_plan(arm: Mapping[str, Any], tokens: int) -> dict[str, object]:
-    """What an arm's figures depend on beside the seed, as JSON has it."""
-    one = {key: value for key, value in arm.items() if key != "seeds"}
-    settings = {**SHARED, "max_tokens": tokens}
-    return {"tasks": list(REPORTED_TASKS), "settings": settings, "coverage": COVERAGE, "arm": one}
-
-
-def summarise_runs(runs: Mapping[int, Mapping[str, Any] | None]) -> dict[str, Any]:
-    """One arm's kept runs as a report has them."""
-    known = {str(seed): run for seed, run in runs.items() if run is not None}
-    about = next(iter(known.values()))["about"] if known else {}
-    return summarise_arm(about, {seed: run["found"] for seed, run in known.items()})
 
 
 def best_trial(arm: Arm, trials: Mapping[str, Any]) -> float:

@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.sequences.report import summarise_arm
+
+from .forgetting_plan import REPORTED_TASKS, SHARED, TUNING_TASKS, Arm
 from .results import FOLDER, provenance
 
+COVERAGE = "0.99"  # of the classifier that routes
+ABOUT = ("mode", "family", "exploratory", "methods", "settings")
 Document = dict[str, Any]
 
 
@@ -57,3 +62,23 @@ def _write(file: Path, plan: object, found: Mapping[str, object]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     document = {"plan": plan, **provenance(), **found}
     file.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def choice_plan(arm: Arm, tokens: int) -> dict[str, object]:
+    """What a choice depends on, as JSON has it."""
+    trials = [arm.plan(value, name=arm.trial(value)) for value in arm.trials]
+    return {"tasks": list(TUNING_TASKS), "settings": {**SHARED, "max_tokens": tokens}, "trials": trials}
+
+
+def run_plan(arm: Mapping[str, Any], tokens: int) -> dict[str, object]:
+    """What an arm's figures depend on beside the seed, as JSON has it."""
+    one = {key: value for key, value in arm.items() if key != "seeds"}
+    settings = {**SHARED, "max_tokens": tokens}
+    return {"tasks": list(REPORTED_TASKS), "settings": settings, "coverage": COVERAGE, "arm": one}
+
+
+def summarise_runs(runs: Mapping[int, Mapping[str, Any] | None]) -> dict[str, Any]:
+    """One arm's kept runs as a report has them."""
+    known = {str(seed): run for seed, run in runs.items() if run is not None}
+    about = next(iter(known.values()))["about"] if known else {}
+    return summarise_arm(about, {seed: run["found"] for seed, run in known.items()})

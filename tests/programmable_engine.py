@@ -270,6 +270,16 @@ def waiting_for(gate: asyncio.Event, order: Order) -> Order:
     return act
 
 
+def in_turn(*orders: Order) -> Order:
+    """The first order for the first request that comes, to whichever engine, then the next."""
+    left = iter(orders)
+
+    async def act(request: web.Request) -> web.StreamResponse:
+        return await next(left)(request)
+
+    return act
+
+
 async def hang(_request: web.Request) -> web.StreamResponse:
     """No answer at all."""
     await asyncio.Event().wait()

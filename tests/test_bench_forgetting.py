@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from bench.forgetting import Study, choice_plan, run_plan, summarise_runs
-from bench.forgetting_kept import Kept
+from bench.forgetting import Study
+from bench.forgetting_kept import Kept, choice_plan, run_plan, summarise_runs
 from bench.forgetting_pictures import with_matrices
 from bench.forgetting_plan import CORE, reported_arms
 

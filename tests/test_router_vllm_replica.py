@@ -22,6 +22,7 @@ from tests.programmable_engine import (
     engines,
     frames,
     hang,
+    in_turn,
     stream,
     waiting_for,
 )
@@ -177,11 +178,7 @@ def test_calls_of_an_engine_that_stands_still_are_answered_by_another_and_it_sta
     streams: bool, then: Order
 ) -> None:
     async def scenario(running: Running) -> None:
-        orders = iter((hang, then))
-
-        async def act(request: web.Request) -> web.StreamResponse:
-            return await next(orders)(request)
-
+        act = in_turn(hang, then)
         for engine in running.engines:
             engine.order(act)
         waiting = asyncio.create_task(running.backend.open(chat(stream=streams)))

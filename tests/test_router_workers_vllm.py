@@ -12,7 +12,6 @@ from threading import Thread
 
 import httpx
 import pytest
-from aiohttp import web
 
 from adapters.home import Home
 from adapters.registry import Registry
@@ -22,7 +21,18 @@ from router.errors import AdapterUnavailable, EngineFailed, EngineUnavailable
 from router.workers.shapes import shape
 from tests.gateway_parts import make_stock
 from tests.gateway_process import branchline, serving
-from tests.programmable_engine import BASE_ID, DEADLINE, ProgrammableEngine, answer, error, frames, hang, reset, stream
+from tests.programmable_engine import (
+    BASE_ID,
+    DEADLINE,
+    ProgrammableEngine,
+    answer,
+    error,
+    frames,
+    hang,
+    in_turn,
+    reset,
+    stream,
+)
 from tests.vllm_backends import Running, chat, check, taken, version
 from tests.worker_processes import stopped, workers_of
 
@@ -187,11 +197,7 @@ def test_answers_that_have_begun_end_when_the_parent_finds_their_engine_hanging(
 
 def test_a_call_that_waits_for_an_engine_which_stands_still_is_moved_by_the_worker() -> None:
     async def scenario(worker: Worker) -> None:
-        orders = iter((hang, answer(b'{"choices": []}')))
-
-        async def act(request: web.Request) -> web.StreamResponse:
-            return await next(orders)(request)
-
+        act = in_turn(hang, answer(b'{"choices": []}'))
         for engine in worker.running.engines:
             engine.order(act)
         text = asyncio.create_task(worker.text())
