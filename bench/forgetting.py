@@ -1,13 +1,14 @@
 """The forgetting study: what every method keeps of earlier tasks, and what it costs in learning. One resumable command:
 
-    python -m bench.forgetting [--arms core|all] [--seed 0 …] [--lanes 2]
+    python -m bench.forgetting [--arms core|all] [--seed 0 …] [--exploratory-seeds 1] [--lanes 2]
 
 Needs the data folder (`../shared/data` or $BRANCHLINE_DATA). `bench.forgetting_plan` is the plan. First the tuning
 tasks choose each arm's setting on dev rows, then the reported tasks are trained with it and scored on test rows,
 oracle-routed and routed by a classifier fitted on the tasks seen so far plus base. Everything is done through
 `branchline sequence` and `branchline classifier`, and what is done is not done again: what an arm and seed found
 is kept in `bench/results/forgetting/`, for other machines too, and the half-trained ones in `--work`. `--lanes`
-processes of one thread each share the arms and seeds.
+processes of one thread each share the arms and seeds, and the GPU where there is one (CUDA's MPS lets them compute at
+the same time).
 """
 
 import argparse
@@ -54,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", choices=("core", "all"), default="core")
     parser.add_argument("--seed", type=int, action="append", help="of the reported sequence; may be repeated")
+    parser.add_argument("--exploratory-seeds", type=int, default=1, help="how many of them exploratory arms get")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of each task, padding not counted")
     parser.add_argument("--tuning-tokens", type=int, default=TUNING_TOKENS, help="of each tuning task")
     parser.add_argument("--lanes", type=int, default=2, help="processes side by side, one thread each")
@@ -64,8 +66,10 @@ def main() -> None:
     study = Study(arguments.work, data, arguments.lanes, trains=not arguments.report)
     chosen, trials = study.tune(CORE if arguments.arms == "core" else CORE + EXPLORATORY, arguments.tuning_tokens)
     seeds = tuple(arguments.seed or CORE_SEEDS)
-    found = study.report(chosen, seeds, arguments.tokens)
+    found = study.report(chosen, seeds, seeds[: arguments.exploratory_seeds], arguments.tokens)
     named = "".join(f" --seed {seed}" for seed in arguments.seed or ())
+    if arguments.arms == "all":
+        named += f" --exploratory-seeds {arguments.exploratory_seeds}"
     tokens = f"--tokens {arguments.tokens} --tuning-tokens {arguments.tuning_tokens}"
     command = f"python -m bench.forgetting --arms {arguments.arms}{named} {tokens}"
     write_results("forgetting", "What is forgotten", study_rows(chosen, trials, found), command)
@@ -98,12 +102,16 @@ class Study:
         trials = {name: trial for choice in known.values() for name, trial in choice["trials"].items()}
         return {name: choice["value"] for name, choice in known.items()}, trials
 
-    def report(self, chosen: Mapping[str, float], seeds: Sequence[int], tokens: int) -> dict[str, Any]:
-        """The reported tasks: the arms with a chosen setting; the exploratory ones with one seed."""
+    def report(
+        self, chosen: Mapping[str, float], seeds: Sequence[int], exploratory_seeds: Sequence[int], tokens: int
+    ) -> dict[str, Any]:
+        """The reported tasks: the arms with a chosen setting; the exploratory ones with their own seeds."""
         arms = reported_arms(arms_of(CORE, chosen), chosen)
-        single = {"seeds": [seeds[0]]}
-        arms += [arm | single for arm in reported_arms(arms_of(EXPLORATORY, chosen), chosen)[1:]]
+        fewer = {"seeds": list(exploratory_seeds)}
+        arms += [arm | fewer for arm in reported_arms(arms_of(EXPLORATORY, chosen), chosen)[1:]]
         wanted = [(arm, seed) for seed in seeds for arm in arms if seed in arm.get("seeds", seeds)]
+        if self.lanes > len(arms):  # else all lanes would wait for the first stage of one seed, which its arms share
+            wanted.sort(key=lambda job: -arms.index(job[0]))
         left = [(arm["name"], seed) for arm, seed in wanted if self.run(arm, seed, tokens) is None]
         if left and self.trains:
             plan = self.plan(REPORTED_TASKS, arms, seeds, tokens) | {

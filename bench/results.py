@@ -84,7 +84,16 @@ def _machine() -> str:
     model = next(
         (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
     )
-    return f"{os.cpu_count()} cores ({model}), Python {platform.python_version()}"
+    gpus = "".join(f", {gpu}" for gpu in _gpus())
+    return f"{os.cpu_count()} cores ({model}){gpus}, Python {platform.python_version()}"
+
+
+def _gpus() -> list[str]:
+    try:
+        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return []
 
 
 def _cpuinfo() -> list[str]:

@@ -39,6 +39,7 @@ NEW, EARLIER = "nl2regex", ("legal_clause", "scan")
 BATCH_TOKENS = 2152  # padded, at most: 2,048 on average without padding in these rows
 STEPS = 100_000  # more than any benchmark takes
 ROWS = 2000  # of the new task: reading all of them once is a one-time cost that is told per token
+ON_GPU = torch.accelerator.is_available()
 _FIRST_STEPS = 12
 
 
@@ -56,13 +57,20 @@ class Quiet:
 
 @dataclass(frozen=True)
 class Seconds:
-    """What something took: `cpu` of this process, all threads, and `wall`."""
+    """What something took, a GPU's work included: `cpu` of this process, all threads, and `wall`."""
 
     cpu: float
     wall: float
 
+    @property
+    def counted(self) -> float:
+        """What is compared: wall time where a GPU computes, else CPU time."""
+        return self.wall if ON_GPU else self.cpu
+
     @classmethod
     def now(cls) -> Seconds:
+        if ON_GPU:
+            torch.accelerator.synchronize()
         return cls(time.process_time(), time.perf_counter())
 
     def since(self) -> Seconds:
@@ -139,7 +147,8 @@ class Stage:
     def build(self, methods: Sequence[str], *, task: str = NEW, first: bool = False) -> Arm:
         """A fresh model with its methods; the first stage starts from the base and remembers nothing."""
         config = self._config(methods, task, () if first else EARLIER, None if first else self.earlier.adapter)
-        loaded = load_base(find_base(str(BASE)), torch.device("cpu"))
+        machine = find_machine(config.precision)
+        loaded = load_base(find_base(str(BASE)), machine.device)
         torch.manual_seed(config.seed)
         model = add_lora(loaded, LoraShape.of(config))
         if config.start:
@@ -147,7 +156,6 @@ class Stage:
         longest = find_max_length(config.max_length, loaded)
         examples = read_training(config.data, loaded.tokenizer, loaded.end_tokens, longest).examples[:ROWS]
         past = read_past(config, loaded, longest, ())
-        machine = find_machine(config.precision)
         cache = self.work / "cache" / sha256_json([task, list(methods), self.precision])[:16]
         cache.mkdir(parents=True, exist_ok=True)
         quiet = Quiet()

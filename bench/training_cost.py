@@ -4,8 +4,8 @@
 
 Needs the data folder (`../shared/data` or $BRANCHLINE_DATA). Every arm has its own model, optimiser and batches; their
 steps take turns, on one thread, plain and arm on the same rows. Time is this process's CPU time per token that is not
-padding, medians over the steps: on a machine that others use too, wall time tells of them. Peak memory is read in a
-process per arm.
+padding, medians over the steps: on a machine that others use too, wall time tells of them. Where a GPU computes it is
+wall time, and memory is the GPU's. Peak memory is read in a process per arm.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 
 from .data import find_data
 from .results import Row, write_results
-from .training_arms import NEW, Arm, Stage
+from .training_arms import NEW, ON_GPU, Arm, Stage
 from .training_memory import read_memory
 from .training_steps import WARM, Runner, Taken
 from .turns import DRAWS, ratio_interval, take_turns
@@ -49,6 +49,7 @@ SELECTIONS = ("random", "diverse")  # difficult reads every earlier row once, as
 REPLAYED = 0.1
 TASK_TOKENS = 400_000
 FISHER_SHARE = 12.0
+CLOCK = "wall time" if ON_GPU else "CPU time"
 
 
 def main() -> None:
@@ -69,14 +70,14 @@ def main() -> None:
     stage.prepare()
     built = {name: stage.build(methods) for name, methods, _ in named}
     taken = read_steps(stage.work / f"steps-{arguments.precision}.json", lambda: time_steps(built, arguments.steps))
-    plain = statistics.median(one.cpu for one in taken["plain"])
+    plain = statistics.median(one.counted for one in taken["plain"])
     rows = [*step_rows(taken, named), *once_rows(stage, built, plain)]
     built.clear()
     gc.collect()
     rows += memory_rows(stage, [(name, methods) for name, methods, _ in named])
-    name = "training_cost" + ("" if arguments.precision == "no" else f"_{arguments.precision}")
+    name = "training_cost" + ("" if arguments.precision == "no" else f"_{arguments.precision}") + ("_gpu" * ON_GPU)
     what = "float32" if arguments.precision == "no" else arguments.precision
-    title = f"What methods cost in training, one thread, {what}"
+    title = f"What methods cost in training, {'a GPU' if ON_GPU else 'one thread'}, {what}"
     only = "".join(f' --arm "{one}"' for one in arguments.arm or ())
     command = f"python -m bench.training_cost --precision {arguments.precision} --steps {arguments.steps}{only}"
     write_results(name, title, rows, command)
@@ -103,8 +104,11 @@ def step_rows(
     plain = taken["plain"]
     tokens = statistics.mean(one.tokens for one in plain)
     where = f"median of {len(plain)} steps of {tokens:,.0f} tokens without padding, {NEW}"
-    cpu, wall = (statistics.median(times) * 1e6 for times in zip(*((one.cpu, one.wall) for one in plain), strict=True))
-    yield Row("plain, CPU time of a token", cpu, "µs", f"{where}; {wall:.0f} µs of wall time, the machine was shared")
+    counted, wall = (
+        statistics.median(times) * 1e6 for times in zip(*((one.counted, one.wall) for one in plain), strict=True)
+    )
+    shared = "" if ON_GPU else f"; {wall:.0f} µs of wall time, the machine was shared"
+    yield Row(f"plain, {CLOCK} of a token", counted, "µs", where + shared)
     for name, _, target in named:
         if name != "plain":
             yield ratio_row(name, taken[name], plain, target)
@@ -118,7 +122,7 @@ def ratio_row(name: str, arm: Sequence[Taken], plain: Sequence[Taken], target: f
     notes += [f"95 % of {DRAWS} redraws of the rounds: {low:.3f} to {high:.3f}", f"wall time {wall:.2f}"]
     if any(one.remembered for one in arm):
         notes.append(f"share {REPLAYED}, put together from {sum(one.remembered for one in arm)} remembered steps")
-    value = per_token(arm, lambda one: one.cpu) / per_token(plain, lambda one: one.cpu)
+    value = per_token(arm, lambda one: one.counted) / per_token(plain, lambda one: one.counted)
     return Row(f"step, {name}", value, "× plain", "; ".join(notes))
 
 
@@ -127,7 +131,7 @@ def interval(arm: Sequence[Taken], plain: Sequence[Taken]) -> tuple[float, float
 
     def ratio(chosen: Sequence[int]) -> float:
         mine, theirs = ([taken[index] for index in chosen] for taken in (arm, plain))
-        return per_token(mine, lambda one: one.cpu) / per_token(theirs, lambda one: one.cpu)
+        return per_token(mine, lambda one: one.counted) / per_token(theirs, lambda one: one.counted)
 
     return ratio_interval(len(plain), ratio)
 
@@ -145,9 +149,9 @@ def per_token(taken: Sequence[Taken], clock: Callable[[Taken], float]) -> float:
 def once_rows(stage: Stage, built: Mapping[str, Arm], plain: float) -> Iterator[Row]:
     """What is done once before the first step, beside plain training of 400,000 tokens in the same run."""
     task = plain * TASK_TOKENS
-    yield Row("once, plain training of 400,000 tokens", task, "s", "CPU time: what the shares below are of")
+    yield Row("once, plain training of 400,000 tokens", task, "s", f"{CLOCK}: what the shares below are of")
     for name, arm in built.items():
-        seconds = arm.built.cpu
+        seconds = arm.built.counted
         if seconds < 0.5 or name == "replay":
             continue
         per_row = name in ("distill, cached", "masking")
@@ -158,7 +162,7 @@ def once_rows(stage: Stage, built: Mapping[str, Arm], plain: float) -> Iterator[
         how = f"every row read once: {own:,} tokens" if per_row else _HOW.get(name, "256 sequences")
         yield Row(f"once, {name}", seconds, "s", f"{aim}{how}; {100 * share:.1f} %, {what}")
     for selection in SELECTIONS:
-        seconds = stage.build((f"replay:selection={selection}",)).built.cpu
+        seconds = stage.build((f"replay:selection={selection}",)).built.counted
         note = f"1,000 rows kept of 10,330; {100 * seconds / task:.1f} %, share of a 400,000-token task"
         yield Row(f"once, replay, {selection} selection", seconds, "s", note)
 
@@ -171,13 +175,17 @@ def memory_rows(stage: Stage, arms: Sequence[tuple[str, tuple[str, ...]]]) -> It
     found = {name: read_memory(stage, name, methods) for name, methods in arms}
     plain = found["plain"]
     own = plain["peak"] - plain["imported"]
-    where = f"resident; {plain['imported']:.0f} MiB more are Python and its libraries"
+    where = (
+        "of the GPU's, allocated"
+        if ON_GPU
+        else f"resident; {plain['imported']:.0f} MiB more are Python and its libraries"
+    )
     yield Row("memory, plain, peak in steps", own, "MiB", where)
     for name, one in found.items():
         if name != "plain":
             ratio = (one["peak"] - one["imported"]) / own
             whole = f"whole process {one['peak']:.0f} MiB against {plain['peak']:.0f}"
-            yield Row(f"memory, {name}", ratio, "× plain", f"without libraries; {whole}")
+            yield Row(f"memory, {name}", ratio, "× plain", "" if ON_GPU else f"without libraries; {whole}")
 
 
 if __name__ == "__main__":

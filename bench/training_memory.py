@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from .data import find_data
-from .training_arms import ROOT, Stage
+from .training_arms import ON_GPU, ROOT, Stage
 from .training_steps import WARM, Runner
 
 
@@ -50,6 +50,8 @@ def _measure(stage: Stage, methods: Sequence[str]) -> dict[str, float]:
 
 
 def peak_of(stage: Stage, methods: Sequence[str]) -> dict[str, float]:
+    if ON_GPU:
+        return {"imported": 0.0, "peak": gpu_peak(stage, methods)}
     imported = resident("VmRSS")
     runner = Runner(stage.build(methods))
     gc.collect()
@@ -57,6 +59,16 @@ def peak_of(stage: Stage, methods: Sequence[str]) -> dict[str, float]:
     for _ in range(WARM + 2):
         runner.step()
     return {"imported": imported, "peak": resident("VmHWM")}
+
+
+def gpu_peak(stage: Stage, methods: Sequence[str]) -> float:
+    """MiB that tensors hold at most on the GPU during steps."""
+    runner = Runner(stage.build(methods))
+    gc.collect()
+    torch.accelerator.reset_peak_memory_stats()
+    for _ in range(WARM + 2):
+        runner.step()
+    return float(torch.accelerator.max_memory_allocated()) / 2**20
 
 
 def resident(what: str) -> float:

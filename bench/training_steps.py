@@ -15,9 +15,9 @@ WARM = 2  # steps that are not counted
 
 @dataclass(frozen=True)
 class Taken:
-    """One timed step, in seconds per token; `remembered`: its rows are not the new task's."""
+    """One timed step, in seconds per token, as `Seconds` has them; `remembered`: its rows are not the new task's."""
 
-    cpu: float
+    counted: float
     wall: float
     tokens: int
     remembered: bool
@@ -55,4 +55,4 @@ class Runner:
         took = started.since()
         rows = self._source.latest.rows if self._source.latest else ()
         remembered = any(row not in self._own for row in rows)
-        return Taken(took.cpu / report.tokens, took.wall / report.tokens, report.tokens, remembered)
+        return Taken(took.counted / report.tokens, took.wall / report.tokens, report.tokens, remembered)
