@@ -54,7 +54,7 @@ def test_a_report_is_made_of_the_kept_seeds_and_compares_those_that_both_arms_ha
     for seed, exact in ((0, 0.1), (1, 0.3)):
         study.kept.keep_run("sequential", seed, run_plan(sequential, TOKENS), run(exact))
     study.kept.keep_run("isolated", 1, run_plan(isolated, TOKENS), run(0.7))
-    found = study.report(chosen, (0, 1, 2), TOKENS)
+    found = study.report(chosen, (0, 1, 2), (0,), TOKENS)
     assert set(found["arms"]) == {"sequential", "isolated"}
     average = found["arms"]["sequential"]["summary"]["oracle"]["exact"]["average"]
     assert average["mean"] == pytest.approx(0.2)
