@@ -16,13 +16,15 @@ import json
 import math
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trainer.sequences.report import compare
+from trainer.sequences.config import read_sequence
+from trainer.sequences.folder import SequenceFolder
+from trainer.sequences.report import compare, summarise_sequence
 
 from .data import find_data
 from .forgetting_kept import ABOUT, COVERAGE, Kept, choice_plan, run_plan, summarise_runs
@@ -92,7 +94,7 @@ class Study:
         left = [arm for arm in arms if self.kept.choice(arm.name, choice_plan(arm, tokens)) is None]
         if left and self.trains:
             self.sequence("tuning", plan, [(arm.trial(value), 0) for arm in left for value in arm.trials])
-            found = self.found("tuning")["arms"]
+            found = self.found("tuning", plan)["arms"]
             for arm in left:
                 trials = {arm.trial(value): {"summary": found[arm.trial(value)]["summary"]} for value in arm.trials}
                 choice = {"value": best_trial(arm, trials), "trials": trials}
@@ -114,12 +116,9 @@ class Study:
             wanted.sort(key=lambda job: -arms.index(job[0]))
         left = [(arm["name"], seed) for arm, seed in wanted if self.run(arm, seed, tokens) is None]
         if left and self.trains:
-            plan = self.plan(REPORTED_TASKS, arms, seeds, tokens) | {
-                "decisions": self.decisions(),
-                "reference": REFERENCE,
-            }
+            plan = self.plan(REPORTED_TASKS, arms, seeds, tokens) | {"decisions": self.decisions()}
             plans = {arm["name"]: run_plan(arm, tokens) for arm in arms}
-            self.sequence("reported", plan, left, lambda arm, seed: self.keep(arm, seed, plans[arm]))
+            self.sequence("reported", plan, left, lambda arm, found, seed: self.keep(arm, found, seed, plans[arm]))
         found = {
             arm["name"]: summarise_runs({seed: self.run(arm, seed, tokens) for seed in arm.get("seeds", seeds)})
             for arm in arms
@@ -137,12 +136,10 @@ class Study:
         """What is kept of an arm and seed."""
         return self.kept.run(arm["name"], seed, run_plan(arm, tokens))
 
-    def keep(self, arm: str, seed: int, plan: Mapping[str, object]) -> None:
+    def keep(self, arm: str, found: Mapping[str, Any], seed: int, plan: Mapping[str, object]) -> None:
         """Keep what an arm and seed found."""
-        found = dict(self.found("reported")["arms"][arm])
-        run = found.pop("seeds")[str(seed)]
         about = {key: found[key] for key in ABOUT}
-        self.kept.keep_run(arm, seed, plan, {"about": about, "found": run})
+        self.kept.keep_run(arm, seed, plan, {"about": about, "found": found["seeds"][str(seed)]})
 
     def plan(
         self, tasks: Sequence[str], arms: Sequence[Mapping[str, object]], seeds: Sequence[int], tokens: int
@@ -167,35 +164,39 @@ class Study:
     def sequence(
         self,
         out: str,
-        plan: Mapping[str, object],
+        plan: Mapping[str, Any],
         jobs: Sequence[tuple[str, int]],
-        on_done: Callable[[str, int], None] = lambda arm, seed: None,
+        on_done: Callable[[str, Mapping[str, Any], int], None] = lambda arm, found, seed: None,
     ) -> None:
-        """Train arms and seeds of a plan, the next one on the lane that is free; `on_done` is called after each."""
-        self._file(out).write_text(yaml.safe_dump(dict(plan), sort_keys=False), encoding="utf-8")
+        """Train arms and seeds of a plan, the next one on the lane that is free; `on_done` is called after each with
+        what the arm found. Each is a plan of its own: a report of all of them after each would take longer and longer.
+        """
+        folder = self.work / out
 
         def do(job: tuple[str, int]) -> None:
-            arm, seed = job
-            words = [*self._command(out), "--arm", arm, "--seed", str(seed)]
+            name, seed = job
+            file = self.work / f"{out}-{name}-{seed}.yaml"
+            only = {**next(arm for arm in plan["arms"] if arm["name"] == name), "seeds": [seed]}
+            one = {**plan, "arms": [only], "seeds": [seed]}
+            file.write_text(yaml.safe_dump(one, sort_keys=False), encoding="utf-8")
+            words = [BRANCHLINE, "sequence", str(file), "--out", str(folder), "--arm", name, "--seed", str(seed)]
             subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-            on_done(arm, seed)
+            on_done(name, self.found(out, one)["arms"][name], seed)
 
         with ThreadPoolExecutor(self.lanes) as lanes:
-            for one in [lanes.submit(do, job) for job in jobs]:
-                one.result()
+            started = [lanes.submit(do, job) for job in jobs]
+            try:
+                wait(started)
+            except KeyboardInterrupt:
+                lanes.shutdown(cancel_futures=True)
+                raise
+        for one in started:
+            one.result()
 
-    def found(self, out: str) -> dict[str, Any]:
+    def found(self, out: str, plan: Mapping[str, object]) -> dict[str, Any]:
         """The report of a plan."""
-        words = [*self._command(out), "--report", "--json"]
-        printed = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
-        found: dict[str, Any] = json.loads(printed)
+        found: dict[str, Any] = summarise_sequence(read_sequence(plan), SequenceFolder(self.work / out))
         return found
-
-    def _command(self, out: str) -> list[str]:
-        return [BRANCHLINE, "sequence", str(self._file(out)), "--out", str(self.work / out)]
-
-    def _file(self, out: str) -> Path:
-        return self.work / f"{out}.yaml"
 
     def decisions(self) -> list[str]:
         """One file of routing decisions per stage, by a classifier fitted on the tasks up to it plus base."""

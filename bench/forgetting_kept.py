@@ -40,9 +40,10 @@ class Kept:
         """`about` the arm and what its seed `found`; `None` where that is not known for this plan."""
         return _read(self._run(arm, seed), plan)
 
-    def keep_run(self, arm: str, seed: int, plan: object, run: Mapping[str, object]) -> None:
-        """Keep what an arm and seed found."""
-        _write(self._run(arm, seed), plan, run)
+    def keep_run(self, arm: str, seed: int, plan: object, run: Mapping[str, Any]) -> None:
+        """Keep what an arm and seed found, but for the loss of every step: that is most of it."""
+        stages = [{**stage, "losses": []} for stage in run["found"]["stages"]]
+        _write(self._run(arm, seed), plan, {**run, "found": {**run["found"], "stages": stages}})
 
     def _choice(self, arm: str) -> Path:
         return self.folder / "chosen" / f"{arm}.json"

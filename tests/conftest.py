@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
+# Exactness is promised for a CPU. What runs on a GPU does so in processes of its own: tests/test_trainer_gpu.py.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 pytest.register_assert_rewrite("tests.backend_contract", "tests.vllm_engine")
 

@@ -75,6 +75,8 @@ def load_base(base: Base, device: torch.device | None = None) -> LoadedBase:
     place = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # On a CPU the fused attention's backward pass in bfloat16 costs several times the plain one.
     how = {"attn_implementation": "eager"} if place.type == "cpu" else {}
+    # cuDNN's gives gradients that are NaN on Hopper, where rows begin with padding (torch 2.11, pytorch issue 196678).
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
         model: Any = AutoModelForCausalLM.from_pretrained(
